@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGES := stagevar_runtime stagevar_probe
+CHECKPOINT := checkpoints/fashion/var_fashion.pth
+
+.PHONY: venv demo test lint clean bench-gpu
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: venv
+	mkdir -p demo
+	$(BIN)/stagevar-probe calibrate $(CHECKPOINT) --guidance 3
+	$(BIN)/stagevar-probe generate $(CHECKPOINT) --compare --output demo/contact_sheet.png
+	@echo "profile   $(CHECKPOINT:.pth=.stagevar.yaml)"
+	@echo "report    $(CHECKPOINT:.pth=.stagevar.report.html)"
+	@echo "sheet     demo/contact_sheet.png (exact above, accelerated below)"
+
+# pytest's own summary is the last line: coverage reports before it.
+test: venv
+	@$(BIN)/python -m pytest $(addprefix --cov=,$(PACKAGES)) \
+		--cov-report=term:skip-covered --cov-fail-under=85
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Needs a CUDA device; writes benchmarks/results/*.json (see the script for the names).
+bench-gpu: venv
+	PROBE=$(BIN)/stagevar-probe PYTHON=$(BIN)/python sh benchmarks/gpu.sh

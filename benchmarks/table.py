@@ -1,0 +1,112 @@
+"""Make the speed table of the README from the committed results.
+
+python benchmarks/table.py            # rewrite the table between the markers of README.md
+python benchmarks/table.py --print    # only say it
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- speed: made by benchmarks/table.py -->", "<!-- /speed -->"
+HEAD = (
+    "model, device, dtype",
+    "batch",
+    "run",
+    "total ms [min, max]",
+    "CPU ms",
+    "loop",
+    "decode",
+    "vs published",
+    "vs exact",
+    "of ceiling",
+)
+
+
+def rows(doc: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row a batch and contender of one result."""
+    machine = doc["hardware"]
+    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    where = f"{doc['model']['name']}, {machine.get('name', machine['device'])}{threads}"
+    compiled = doc.get("compile", "off")
+    how = "" if compiled.startswith("off") else f", compile {compiled.partition(':')[0]}"
+    out = []
+    for part in doc["batches"]:
+        for name, figures in part["runs"].items():
+            total = figures["total_ms"]
+            out.append(
+                (
+                    f"{where}, {doc['dtype']}{how}",
+                    str(part["batch"]),
+                    name,
+                    f"{total['median']:.0f} [{total['min']:.0f}, {total['max']:.0f}]",
+                    f"{figures['cpu_ms']['median']:.0f}" if machine["device"] == "cpu" else "",
+                    f"{figures['loop_ms']['median']:.0f}",
+                    f"{figures['decode_ms']['median']:.0f}",
+                    _ratio(figures.get("vs_published")),
+                    _ratio(figures.get("vs_exact")),
+                    f"{figures['loop']['of_ceiling']:.0%} / {figures['decode']['of_ceiling']:.0%}",
+                )
+            )
+    return out
+
+
+def _ratio(versus: Mapping[str, float] | None) -> str:
+    if versus is None:
+        return ""
+    return f"{versus['total']:.2f}x (loop {versus['loop']:.2f}x, CPU {versus['cpu']:.2f}x)"
+
+
+def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
+    """One Markdown table of all results."""
+    body = [row for doc in documents for row in rows(doc)]
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    versions = ", ".join(sorted({doc["stagevar"] for doc in documents}))
+    lines += [
+        "",
+        "Milliseconds are per batch: medians, interleaved runs, warm-up not counted. "
+        "Ratios are end to end, medians of ratios within a round. *of ceiling*: loop / decode, "
+        "share of a large matrix product timed in the same run. "
+        f"Version {versions}; `stagevar-probe bench --random SIZE` makes such a row.",
+    ]
+    return "\n".join(lines)
+
+
+def insert(text: str, table: str) -> str:
+    """``text`` with the part between the markers replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"expected the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main() -> int:
+    """Read ``benchmarks/results/*.json``, write the table."""
+    paths = sorted((ROOT / "benchmarks/results").glob("*.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    table = markdown([doc for doc in found if doc.get("kind") == "stagevar-bench"])
+    if "--print" in sys.argv:
+        print(table)
+        return 0
+    readme = ROOT / "README.md"
+    try:
+        readme.write_text(insert(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"README.md: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Files are written whole or not at all, and whether they can be is asked before the work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from stagevar_runtime.errors import StagevarError
+
+
+def check_writable(*paths: Path) -> None:
+    """Raise StagevarError for the first path that could not be written, before hours of work."""
+    for path in paths:
+        if path.is_dir():
+            raise StagevarError(f"{path}: is a directory, expected the name of a file")
+        partial = _partial(path)
+        try:
+            partial.touch()
+            partial.unlink()
+        except OSError as error:
+            raise _refused(path, error) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file by way of a temporary one beside it. Raises StagevarError when it cannot."""
+    partial = _partial(path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _refused(path: Path, error: OSError) -> StagevarError:
+    return StagevarError(
+        f"{path}: cannot be written ({error.strerror}), expected a folder that exists and can be "
+        "written to. Choose another with --output"
+    )

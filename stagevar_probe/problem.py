@@ -1,0 +1,129 @@
+"""What there is to choose from: measured costs and losses of every option, and a chosen plan.
+
+Interventions measure *events*, not scales: "guidance dropped from scale k on, keeping this branch"
+and "nothing run from scale k on". So those losses are attached to events, token losses to scales,
+and costs to scales. METHODS sections 2 to 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal
+
+from stagevar_runtime.errors import CalibrationError
+
+FULL = "full"  # the token option that keeps every token; also the guidance of an undropped scale
+SKIP = "skip"
+
+Drop = tuple[int, str]  # (first scale without guidance, branch variant: "cond", "null@0.6", ...)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Measured costs and losses of every option of one model on one device.
+
+    ``ms[(k, rows, tokens)]``: milliseconds of scale k with ``rows`` 2 (guided) or 1, and a token
+    option by name; every scale needs ``"full"`` at the largest rows present. What has no cost
+    cannot be chosen. ``drop_loss[(k, variant)]``: loss when guidance is dropped from k on.
+    ``token_loss[(k, tokens)]``: loss of that option alone (``"full"`` is 0; an option without a
+    loss cannot be chosen). ``skip_loss[k]``: loss when nothing is run from k on.
+    ``schedules``: loss offset of every guidance schedule, the default first.
+    ``joint_loss[(schedule, k, variant)]``: measured loss of schedule and drop together, used in
+    place of offset + drop loss (they are far from additive, METHODS section 7).
+    Losses are absolute, in the metric's unit; below 0 means the option measured better.
+    """
+
+    scales: int
+    ms: Mapping[tuple[int, int, str], float]
+    drop_loss: Mapping[Drop, float] = field(default_factory=dict)
+    token_loss: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    skip_loss: Mapping[int, float] = field(default_factory=dict)
+    schedules: Mapping[str, float] = field(default_factory=lambda: {"published": 0.0})
+    joint_loss: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
+    schedule_ms: Mapping[str, float] = field(default_factory=dict)
+    budget: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.scales < 1 or not self.schedules or not self.ms:
+            raise CalibrationError("a problem needs at least one scale, schedule and cost")
+        for k in range(self.scales):
+            if (k, self.rows, FULL) not in self.ms:
+                raise CalibrationError(f"scale {k} has no cost for {FULL!r} at {self.rows} rows")
+        if self.rows == 1 and (self.drop_loss or self.joint_loss):
+            raise CalibrationError("guidance losses were given, but no scale has a cost at 2 rows")
+        places = [k for k, _, _ in self.ms] + [k for k, _ in self.drop_loss] + list(self.skip_loss)
+        places += [k for k, _ in self.token_loss] + [k for _, k, _ in self.joint_loss]
+        if not all(0 <= k < self.scales for k in places):
+            raise CalibrationError(f"options name scales beyond {self.scales - 1}")
+        if not {name for name, _, _ in self.joint_loss} <= set(self.schedules):
+            raise CalibrationError("joint_loss names a schedule that is not in schedules")
+        figures = [*self.ms.values(), *self.drop_loss.values(), *self.token_loss.values()]
+        figures += [*self.skip_loss.values(), *self.schedules.values()]
+        figures += [*self.joint_loss.values(), *self.schedule_ms.values()]
+        if not all(isfinite(x) for x in figures):
+            raise CalibrationError("costs and losses hold NaN or infinity, expected finite values")
+
+    @property
+    def rows(self) -> int:
+        """Rows a scale has before guidance is dropped: 2, or 1 for an unguided model."""
+        return max(rows for _, rows, _ in self.ms)
+
+    @property
+    def default_schedule(self) -> str:
+        """The schedule of the exact path."""
+        return next(iter(self.schedules))
+
+    @property
+    def exact_ms(self) -> float:
+        """Milliseconds of the exact path: every scale full, default schedule."""
+        full = sum(self.ms[k, self.rows, FULL] for k in range(self.scales))
+        return full + self.schedule_ms.get(self.default_schedule, 0.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one scale does. ``guidance`` is full, skip or a variant; ``rows`` 0 if skipped."""
+
+    scale: int
+    run: Literal["full", "skip"]
+    guidance: str
+    rows: int
+    tokens: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan. ``loss`` is the sum of its measured losses, as counted (see :func:`solve`).
+
+    ``feasible`` False: nothing meets the budget, this is the exact path.
+    ``optimal``: proved, to the solver's tolerance (a millionth of the largest option).
+    """
+
+    choices: tuple[Choice, ...]
+    schedule: str
+    drop: Drop | None
+    skip: int | None
+    ms: float
+    exact_ms: float
+    loss: float
+    budget: float
+    feasible: bool = True
+    optimal: bool = True
+
+    @property
+    def speedup(self) -> float:
+        """Exact milliseconds over this plan's; infinite where nothing is run."""
+        return self.exact_ms / self.ms if self.ms > 0 else float("inf")
+
+
+def exact_plan(problem: Problem, budget: float = 0.0) -> Solution:
+    """The exact path as a plan: every scale full, under the default schedule."""
+    choices = tuple(
+        Choice(k, "full", FULL, problem.rows, FULL, problem.ms[k, problem.rows, FULL])
+        for k in range(problem.scales)
+    )
+    name, ms = problem.default_schedule, problem.exact_ms
+    return Solution(choices, name, None, None, ms, ms, max(0.0, problem.schedules[name]), budget)

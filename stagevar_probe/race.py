@@ -1,0 +1,113 @@
+"""Promising plans run side by side on fresh inputs; the fastest that keeps its budget wins.
+
+Losses of single changes are noisy on few images and do not add up, so the solver's word is not
+taken for one plan: it names a field of candidates, and measurement chooses among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from stagevar_runtime.profile import PlanStep
+
+from .goal import BUDGETS
+from .measurements import Measurements
+from .propose import problem_from, steps_of
+from .solve import FULL, Problem, Solution, exact_plan, frontier, solve
+from .validate import significantly_worse
+
+ENTRIES = ((1.0, 0.0), (3.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
+FIELD = 10  # candidates at most
+POINTS = 5  # of them from the frontier
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with what the solver promised: ``ms`` a batch (loop) and ``loss``."""
+
+    name: str
+    steps: tuple[PlanStep, ...]
+    ms: float
+    loss: float
+
+
+def field(measured: Measurements, max_loss: float) -> list[Candidate]:
+    """Distinct candidates, slow to fast.
+
+    For every scale the best way to drop guidance from it on, all tokens kept; what the solver picks
+    for budgets around the one asked for; and its frontier. Plans that promise to lose more than
+    the loosest budget allows several times over are left out.
+    """
+    problem = problem_from(measured, max_loss)
+    chosen = [
+        solve(problem_from(measured, max_loss, caution), share * max_loss)
+        for share, caution in ENTRIES
+    ]
+    loosest = 4 * max(BUDGETS.values()) * max_loss
+    chosen += [s for s in frontier(problem, POINTS) if s.loss <= loosest]
+    drops = [s for s in best_drops(problem) if s.loss <= loosest]
+    must = {steps_of(s, measured) for s in drops}
+    distinct: dict[tuple[PlanStep, ...], Candidate] = {}
+    for solution in [*drops, *chosen]:
+        steps = steps_of(solution, measured)
+        if steps:
+            distinct.setdefault(steps, Candidate("", steps, solution.ms, solution.loss))
+    ordered = sorted(distinct.values(), key=lambda c: -c.ms)
+    while len(ordered) > FIELD:  # leave out the one nearest in time to the next slower one
+        gaps = {
+            after.steps: before.ms - after.ms
+            for before, after in pairwise(ordered)
+            if after.steps not in must
+        }
+        if not gaps:
+            break
+        nearest = min(gaps, key=gaps.__getitem__)
+        ordered = [c for c in ordered if c.steps != nearest]
+    return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
+
+
+def best_drops(problem: Problem) -> list[Solution]:
+    """For every scale the plan of least loss that drops guidance from it on, and nothing else."""
+    events: dict[int, list[tuple[float, str, str]]] = {}
+    for (k, variant), loss in problem.drop_loss.items():
+        events.setdefault(k, []).append((loss, problem.default_schedule, variant))
+    for (schedule, k, variant), loss in problem.joint_loss.items():
+        events.setdefault(k, []).append((loss, schedule, variant))
+    exact = exact_plan(problem)
+    found = []
+    for k, ways in sorted(events.items()):
+        loss, schedule, variant = min(ways)
+        choices = tuple(
+            c
+            if c.scale < k
+            else replace(c, guidance=variant, rows=1, ms=problem.ms[c.scale, 1, FULL])
+            for c in exact.choices
+        )
+        ms = sum(c.ms for c in choices)
+        found.append(
+            replace(exact, choices=choices, schedule=schedule, drop=(k, variant), ms=ms, loss=loss)
+        )
+    return found
+
+
+def keeps(figures: Mapping[str, Any], budget: float) -> bool:
+    """Whether a candidate looks within a budget on fresh inputs.
+
+    The mean of the reported loss and of its smooth twin is compared: two views of one quantity,
+    of which the second has less noise. The distribution must not be significantly worse.
+    """
+    loss = (figures["loss"][0] + figures["smooth_loss"][0]) / 2
+    return loss <= budget and not significantly_worse(figures)
+
+
+def winners(
+    candidates: Sequence[Candidate], figures: Mapping[str, Mapping[str, Any]], max_loss: float
+) -> dict[str, list[Candidate]]:
+    """For every budget the candidates that keep it, fast to slow."""
+    return {
+        name: [c for c in reversed(candidates) if keeps(figures[c.name], share * max_loss)]
+        for name, share in BUDGETS.items()
+    }

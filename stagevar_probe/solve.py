@@ -1,0 +1,273 @@
+"""Choose a plan: the fastest options whose measured losses stay within a budget, exactly.
+
+A multiple-choice knapsack with ordering constraints (METHODS section 4), as one mixed-integer
+linear programme. Four things are chosen: a guidance schedule, one *drop event* (guidance gone from
+scale k on, keeping one branch variant) or none, one *skip event* (nothing run from scale k on) or
+none, and a token option at every scale that is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagevar_runtime.errors import CalibrationError
+
+from .problem import FULL, SKIP, Choice, Drop, Problem, Solution, exact_plan
+
+__all__ = [
+    "FULL",
+    "SKIP",
+    "Choice",
+    "Drop",
+    "Problem",
+    "Solution",
+    "exact_plan",
+    "frontier",
+    "gentlest",
+    "solve",
+]
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The binary variables: what each means, its cost, its counted and its raw loss."""
+
+    guide: list[tuple[str, Drop | None]]
+    skip: list[int | None]
+    scale: list[tuple[int, int, str]]  # (k, rows, tokens), rows 0 for a skipped scale
+    ms: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    raw: NDArray[np.float64]
+
+
+def _columns(problem: Problem, gains: bool) -> _Columns:
+    def count(x: float) -> float:
+        return x if gains else max(x, 0.0)
+
+    guide: list[tuple[str, Drop | None]] = []
+    table: list[tuple[float, float, float]] = []  # ms, counted loss, raw loss
+    for name, offset in problem.schedules.items():
+        ms = problem.schedule_ms.get(name, 0.0)
+        joint = {(k, v): x for (s, k, v), x in problem.joint_loss.items() if s == name}
+        guide.append((name, None))
+        table.append((ms, count(offset), offset))
+        for event in sorted({*problem.drop_loss, *joint}):
+            guide.append((name, event))
+            if event in joint:
+                table.append((ms, count(joint[event]), joint[event]))
+            else:  # a sum nobody measured: a gain of the schedule pays for no drop
+                x = problem.drop_loss[event]
+                table.append((ms, count(offset) + count(x), offset + x))
+    skip: list[int | None] = [None, *sorted(problem.skip_loss)]
+    for start in skip:
+        x = 0.0 if start is None else problem.skip_loss[start]
+        table.append((0.0, count(x), x))
+    scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
+    table += [(0.0, 0.0, 0.0)] * problem.scales
+    for (k, rows, tokens), ms in problem.ms.items():
+        if tokens == FULL or (k, tokens) in problem.token_loss:
+            x = 0.0 if tokens == FULL else problem.token_loss[k, tokens]
+            scale.append((k, rows, tokens))
+            table.append((ms, count(x), x))
+    ms_column, counted, raw = np.asarray(table).T
+    return _Columns(guide, skip, scale, ms_column, counted, raw)
+
+
+def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], ...]:
+    """Rows of lower <= A x <= upper: one of each kind, and the ordering constraints."""
+    g, s = len(columns.guide), len(columns.skip)
+    total = g + s + len(columns.scale)
+    rows: list[NDArray[np.float64]] = []
+    low: list[float] = []
+    high: list[float] = []
+
+    def add(row: NDArray[np.float64], lower: float, upper: float) -> None:
+        rows.append(row)
+        low.append(lower)
+        high.append(upper)
+
+    def row() -> NDArray[np.float64]:
+        return np.zeros(total)
+
+    one = row()
+    one[:g] = 1
+    add(one, 1, 1)
+    one = row()
+    one[g : g + s] = 1
+    add(one, 1, 1)
+    for k in range(problem.scales):
+        dropped = np.array([drop is not None and drop[0] <= k for _, drop in columns.guide])
+        starts = np.array([drop is not None and drop[0] == k for _, drop in columns.guide])
+        skipped = np.array([event is not None and event <= k for event in columns.skip])
+        here = np.array([place == k for place, _, _ in columns.scale])
+        kinds = np.array([number for _, number, _ in columns.scale])
+        choose, skip, single, order = row(), row(), row(), row()
+        choose[g + s :] = here
+        add(choose, 1, 1)
+        skip[g + s :] = here & (kinds == 0)
+        skip[g : g + s] = -1.0 * skipped
+        add(skip, 0, 0)  # skipped here exactly if the skip event is at or before k
+        if problem.rows == 2:
+            single[g + s :] = here & (kinds == 1)
+            single[:g] = -1.0 * dropped
+            add(single, -1, 0)  # one row needs a drop at or before k
+            double = row()
+            double[g + s :] = here & (kinds == 2)
+            double[:g] = dropped
+            add(double, 0, 1)  # two rows need none
+            order[:g], order[g : g + s] = starts, skipped
+            add(order, 0, 1)  # dropping guidance of a skipped scale means nothing
+    return np.stack(rows), np.asarray(low), np.asarray(high)
+
+
+class _Model:
+    """One problem as a programme: minimise a cost under bounds on milliseconds and loss."""
+
+    def __init__(self, problem: Problem, gains: bool, time_limit: float) -> None:
+        self.problem, self.time_limit = problem, time_limit
+        self.columns = _columns(problem, gains)
+        self.matrix, self.low, self.high = _matrix(problem, self.columns)
+
+    def minimise(
+        self, cost: NDArray[np.float64], max_loss: float, max_ms: float = np.inf
+    ) -> tuple[NDArray[np.bool_], bool] | None:
+        """The chosen columns and whether that was proved optimal; None if nothing fits."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        extra, caps = [], []
+        for values, cap in ((self.columns.loss, max_loss), (self.columns.ms, max_ms)):
+            if np.isfinite(cap):  # unit rows, so the solver's tolerance is relative
+                unit = float(np.abs(values).max()) or 1.0
+                extra.append(values / unit)
+                caps.append(cap / unit)
+        found = milp(
+            cost / (float(np.abs(cost).max()) or 1.0),
+            integrality=np.ones(cost.size),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(
+                np.vstack([self.matrix, *extra]),
+                np.concatenate([self.low, np.full(len(caps), -np.inf)]),
+                np.concatenate([self.high, caps]),
+            ),
+            options={"mip_rel_gap": 0.0, "time_limit": self.time_limit},
+        )
+        if found.x is None:
+            return None
+        return found.x > 0.5, found.status == 0
+
+    def solution(self, chosen: NDArray[np.bool_], budget: float, optimal: bool) -> Solution:
+        problem, columns = self.problem, self.columns
+        g, s = len(columns.guide), len(columns.skip)
+        schedule, drop = columns.guide[int(chosen[:g].argmax())]
+        skip = columns.skip[int(chosen[g : g + s].argmax())]
+        choices = []
+        for i in np.flatnonzero(chosen[g + s :]):
+            k, rows, tokens = columns.scale[i]
+            gone = drop is not None and drop[0] <= k
+            guidance = SKIP if rows == 0 else drop[1] if gone and drop else FULL
+            run: Literal["full", "skip"] = "skip" if rows == 0 else "full"
+            choices.append(Choice(k, run, guidance, rows, tokens, float(columns.ms[g + s + i])))
+        return Solution(
+            tuple(sorted(choices, key=lambda choice: choice.scale)),
+            schedule,
+            drop,
+            skip,
+            float(columns.ms[chosen].sum()),
+            problem.exact_ms,
+            float(columns.loss[chosen].sum()),
+            budget,
+            optimal=optimal,
+        )
+
+    def fastest(self, budget: float) -> Solution | None:
+        """Least milliseconds within the budget; among those the least loss, gains included."""
+        first = self.minimise(self.columns.ms, budget)
+        if first is None:
+            return None
+        ms = float(self.columns.ms[first[0]].sum())
+        best = self.minimise(self.columns.raw, budget, ms * (1 + ROUNDING) + ROUNDING)
+        chosen, proved = best if best is not None else first
+        return self.solution(chosen, budget, proved and first[1])
+
+
+def solve(
+    problem: Problem,
+    budget: float | None = None,
+    *,
+    allow_gains: bool = False,
+    time_limit_s: float = 30.0,
+) -> Solution:
+    """The fastest plan whose counted losses sum to at most ``budget`` (the problem's by default).
+
+    An option that measured better than exact counts as 0, so that noise is not spent on other
+    options; ``allow_gains`` lets it offset them. (A joint loss is one measurement: a schedule that
+    gains more than its drop loses counts as 0 there.) Either way, plans of equal time are ranked by
+    their loss with gains. If nothing fits the budget the exact path comes back, ``feasible``
+    False. Raises nothing: a time limit gives the best plan found, ``optimal`` False.
+    """
+    limit = problem.budget if budget is None else budget
+    model = _Model(problem, allow_gains, time_limit_s)
+    return model.fastest(limit) or replace(exact_plan(problem, limit), feasible=False)
+
+
+def gentlest(
+    problem: Problem, max_ms: float, *, allow_gains: bool = False, time_limit_s: float = 30.0
+) -> Solution:
+    """The plan that loses least within ``max_ms`` of loop time; among those the fastest.
+
+    Its budget is its own loss. Where nothing is that fast, the fastest plan of all comes back,
+    ``feasible`` False.
+    """
+    model = _Model(problem, allow_gains, time_limit_s)
+    best = model.minimise(model.columns.loss, np.inf, max_ms * (1 + ROUNDING))
+    feasible = best is not None
+    if best is None:
+        best = model.minimise(model.columns.ms, np.inf)
+    assert best is not None  # without bounds the exact path fits
+    chosen, proved = best
+    if feasible:
+        plan = model.fastest(float(model.columns.loss[chosen].sum()) + ROUNDING)
+        if plan is not None and plan.ms <= max_ms * (1 + 2 * ROUNDING):
+            return replace(plan, budget=plan.loss)
+    plan = model.solution(chosen, 0.0, proved)
+    return replace(plan, budget=plan.loss, feasible=feasible)
+
+
+def frontier(
+    problem: Problem,
+    points: int = 9,
+    *,
+    allow_gains: bool = False,
+    time_limit_s: float = 30.0,
+) -> list[Solution]:
+    """At most ``points`` non-dominated plans, slow to fast.
+
+    From the fastest plan that loses nothing to the fastest plan of all, with times spread evenly
+    between: each is the least loss for its time and the least time for its loss. The budget of
+    each is its own loss. The problem's own budget plays no part.
+    """
+    if points < 2:
+        raise CalibrationError(f"got {points} points, expected 2 or more")
+    model = _Model(problem, allow_gains, time_limit_s)
+    least = model.minimise(model.columns.loss, np.inf)
+    quickest = model.minimise(model.columns.ms, np.inf)
+    if least is None or quickest is None:
+        return []
+    floor = float(model.columns.loss[least[0]].sum())
+    slowest = model.fastest(floor + ROUNDING)
+    bottom = float(model.columns.ms[quickest[0]].sum())
+    found = [slowest] if slowest is not None else []
+    for target in np.linspace(found[0].ms if found else bottom, bottom, points)[1:]:
+        best = model.minimise(model.columns.loss, np.inf, float(target) * (1 + ROUNDING) + ROUNDING)
+        if best is None:
+            continue
+        plan = model.fastest(float(model.columns.loss[best[0]].sum()) + ROUNDING)
+        if plan is not None and plan.ms < found[-1].ms - ROUNDING:
+            found.append(plan)
+    return [replace(plan, budget=plan.loss) for plan in found]

@@ -1,0 +1,41 @@
+"""Every error the toolkit raises on purpose: what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class StagevarError(Exception):
+    """Base of all errors below. ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UnsupportedModelError(StagevarError):
+    """No registered family recognises the checkpoint, or a family lacks what was asked of it."""
+
+    exit_code = 3
+
+
+class CheckpointError(StagevarError):
+    """A file cannot be read as a checkpoint: truncated, mislabelled, incomplete, or holding NaN."""
+
+    exit_code = 1
+
+
+class ProfileError(StagevarError):
+    """A profile cannot be read, or asks for something that cannot be done."""
+
+    exit_code = 4
+
+
+class ProfileMismatchError(ProfileError):
+    """A profile belongs to another model. ``field``, ``expected`` and ``found`` say how."""
+
+    def __init__(self, message: str, *, field: str, expected: object, found: object) -> None:
+        super().__init__(message)
+        self.field, self.expected, self.found = field, expected, found
+
+
+class CalibrationError(StagevarError):
+    """A calibration cannot go on: its state belongs to another job, or a metric failed."""
+
+    exit_code = 1

@@ -1,0 +1,361 @@
+"""STAR, text-to-image (Ma et al., arXiv 2406.10797): d16 and d30, 256 to 1024 pixels.
+
+Kept as trained: in every block all rows of the batch receive the cross-attention of row 0. With
+one prompt a batch, as published, that is the cond row; so here the null row of an image gets the
+cross-attention of its cond row, and a batch equals its images one at a time. Guidance therefore
+differs by the pooled text at the first scale alone, and the null row cannot run without its cond
+row. Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, V codes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError, StagevarError, UnsupportedModelError
+from ..kvcache import KVCache, empty_caches
+from ..linear import Linear
+from ..sampling import Noise, Sampling
+from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from .codes import CodebookModel, checked_tokenizer
+from .layers import Attention, FeedForward, TextAttention
+from .rope import Rotation, at_positions, axial_angles, rotate_pairs
+from .text_inputs import additive, text_and_pooled
+from .vqvae import VQVAE
+from .weights import load_exactly
+
+GROUPS = 4
+SCHEDULES = {
+    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
+UNUSED = ("class_emb.weight", "lvl_1L", "attn_bias_for_masking")  # trained along, never read
+LEAK = (
+    "star adds the cross-attention of the cond row to the null row too, as its weights were "
+    "trained: prompts of a batch are kept apart, and the null branch cannot run alone"
+)
+
+
+@dataclass(frozen=True)
+class STARConfig:
+    """What tensors tell, and what options do: the schedule, ``rope_norm``, ``logit_norm``."""
+
+    depth: int
+    width: int
+    heads: int
+    vocabulary: int
+    code_width: int
+    context_width: int
+    hidden: int
+    sides: tuple[int, ...]
+    l2_norm: bool = True
+    levels: bool = True
+    logit_norm: bool = True
+    rope_norm: float = 64.0
+    rope_theta: float = 10000.0
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> STARConfig:
+        """Read off the tensors' shapes; ``options`` say what these do not (see :class:`STAR`).
+
+        Raises:
+            CheckpointError: a tensor that every STAR has is missing.
+            UnsupportedModelError: a variant that was trained otherwise.
+        """
+        _refuse_variants(tensors)
+        try:
+            width, code_width = tensors["word_embed.weight"].shape
+            scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
+            levels = tensors.get("lvl_embed.weight")
+            return cls(
+                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                width=width,
+                heads=scale_mul.numel() if scale_mul is not None else max(1, width // 64),
+                vocabulary=tensors["head_logits.weight"].shape[0],
+                code_width=code_width,
+                context_width=tensors["encoder_proj.weight"].shape[1],
+                hidden=tensors["blocks.0.ffn.fc1.weight"].shape[0],
+                sides=_schedule(None if levels is None else levels.shape[0], options),
+                l2_norm=scale_mul is not None,
+                levels=levels is not None,
+                logit_norm=bool(options.get("logit_norm", True)),
+                rope_norm=float(options.get("rope_norm", 64.0)),
+                rope_theta=float(options.get("rope_theta", 10000.0)),
+            )
+        except KeyError as missing:
+            raise CheckpointError(
+                f"not a complete STAR checkpoint: tensor {missing} is missing"
+            ) from missing
+
+
+def _refuse_variants(tensors: Mapping[str, Tensor]) -> None:
+    if any(name.startswith("feat_extract_blocks.") for name in tensors):
+        raise UnsupportedModelError(
+            "this is STAR's sampler variant (star-1024-sampler): its late scales are drawn by a "
+            "masked predictor of their own, which is not implemented. Use star-1024"
+        )
+    odd = [n for n in ("pos_1LC", "blocks.0.ada_gss", "lvl_embed_proj.weight") if n in tensors]
+    if odd or "blocks.0.cross_attn.mat_kv.weight" not in tensors:
+        what = f"has {odd[0]}" if odd else "has no cross-attention"
+        raise UnsupportedModelError(
+            f"this STAR checkpoint {what}: an ablation that was never published. Supported are the "
+            "published models, with rotary positions, cross-attention and no AdaLN"
+        )
+
+
+def _schedule(scales: int | None, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """The sides of all scales: given, of the resolution given, or guessed from their number."""
+    resolution, sides = options.get("resolution"), options.get("patch_nums")
+    if sides is None:
+        if resolution is not None and int(resolution) not in SCHEDULES:
+            raise StagevarError(f"resolution is {resolution!r}, expected 256, 512 or 1024")
+        known = {len(s): r for r, s in reversed(SCHEDULES.items())}
+        resolution = known.get(scales or 0) if resolution is None else int(resolution)
+        if resolution is None:
+            raise UnsupportedModelError(
+                f"STAR with {scales} scales: no published schedule has as many. "
+                "Pass options={'patch_nums': [1, 2, ...]}"
+            )
+        sides = SCHEDULES[resolution]
+    if isinstance(sides, str):
+        sides = re.split(r"[_,\s]+", sides)
+    if not isinstance(sides, Sequence) or (scales is not None and len(sides) != scales):
+        raise StagevarError(
+            f"the schedule is {sides!r}, expected a side for each of the {scales} scales that "
+            "lvl_embed holds"
+        )
+    return tuple(int(side) for side in sides)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each behind a plain layer norm."""
+
+    def __init__(self, config: STARConfig) -> None:
+        super().__init__()
+        c, h = config.width, config.heads
+        self.attn = Attention(c, h, config.l2_norm, rotate=rotate_pairs)
+        self.cross_attn = TextAttention(c, h, config.context_width, config.l2_norm)
+        self.ffn = FeedForward(c, config.hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        batch: int,
+        text: tuple[Tensor, Tensor],
+        mask: Tensor,
+        rotation: Rotation,
+        cache: KVCache,
+    ) -> Tensor:
+        x = x + self.attn(plain_norm(x), cache, rotation)
+        seen = self.cross_attn(plain_norm(x[:batch]), text, mask)
+        x = x + seen.repeat(x.shape[0] // batch, 1, 1)  # the null rows get their cond rows'
+        return x + self.ffn(plain_norm(x))
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Layer norm without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Transformer(nn.Module):
+    """The modules of a STAR checkpoint that inference reads, under their published names."""
+
+    def __init__(self, config: STARConfig) -> None:
+        super().__init__()
+        c = config.width
+        self.pos_start = nn.Parameter(torch.zeros(1, config.sides[0] ** 2, c))
+        self.word_embed = Linear(config.code_width, c)
+        if config.levels:
+            self.lvl_embed = nn.Embedding(len(config.sides), c)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_logits = Linear(c, config.vocabulary)
+        self.encoder_proj = Linear(config.context_width, c)
+
+
+class STAR(CodebookModel):
+    """A STAR transformer with its tokenizer, speaking the model protocol.
+
+    Options: ``resolution`` 256, 512 or 1024 (tensors do not tell 256 from 512; 256 is taken),
+    or ``patch_nums``, the side of every scale; ``rope_norm``, ``rope_theta`` and ``logit_norm``
+    where they differ from every published configuration.
+    """
+
+    family = "star"
+    draw_first = False
+    capabilities = Capabilities(alone=("cond",))
+    tokenizer_patterns = ("[vV][aA][eE]*.pth", "[vV][aA][eE]*.safetensors")
+    unused_tensors = UNUSED
+    options = ("resolution", "patch_nums", "rope_norm", "rope_theta", "logit_norm")
+
+    def __init__(
+        self,
+        config: STARConfig,
+        transformer: Transformer,
+        tokenizer: VQVAE,
+        dtype: torch.dtype,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
+        self.dtype, self.device = dtype, transformer.pos_start.device
+        self.info = ModelInfo(
+            family=self.family,
+            depth=config.depth,
+            width=config.width,
+            heads=config.heads,
+            groups=split_depth(config.depth, GROUPS),
+            rows_independent=False,
+            guidance="ramp",
+            inputs=("context", "pooled", "mask"),
+            optional_inputs=("null_context", "null_pooled", "null_mask"),
+            config=asdict(config),
+            notes=(LEAK, *notes),
+        )
+        self.default_sampling = Sampling(guidance=4.5, top_k=600, top_p=0.8)
+        width = config.width // config.heads
+        angles = [
+            axial_angles(side, width, config.rope_norm, self.device, config.rope_theta)[None]
+            for side in config.sides
+        ]
+        self._rotations: list[Rotation] = [(a.cos(), a.sin()) for a in angles]
+        for block in transformer.blocks:
+            block.attn.prepare()  # type: ignore[operator,union-attr]
+            block.cross_attn.prepare()  # type: ignore[operator,union-attr]
+
+    @staticmethod
+    def recognise(names: Mapping[str, Any]) -> bool:
+        """Whether tensor names are a STAR's, the sampler variant included."""
+        return {"head_logits.weight", "encoder_proj.weight"} <= names.keys()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        opened: Checkpoint,
+        tokenizer: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: Mapping[str, Any],
+    ) -> STAR:
+        """Build from opened files."""
+        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype, options)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        tokenizer: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        options: Mapping[str, Any] | None = None,
+    ) -> STAR:
+        """Build from published state dicts.
+
+        Raises:
+            CheckpointError: tensors are missing, left over or of the wrong shape, or the tokenizer
+                has another vocabulary.
+            UnsupportedModelError: the sampler variant, or an ablation.
+        """
+        config = STARConfig.from_tensors(tensors, options or {})
+        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
+        with torch.device("meta"):
+            transformer = Transformer(config)
+        load_exactly(transformer, tensors, device, dtype, keep=("head_logits",), unused=UNUSED)
+        guessed = not {"resolution", "patch_nums"} & set(options or {}) and len(config.sides) == 10
+        notes = (
+            "10 scales do not tell 256 from 512 pixels, 256 was taken: pass "
+            "options={'resolution': 512} for the other",
+        )
+        transformer.eval().requires_grad_(False)
+        return cls(config, transformer, vqvae, dtype, notes if guessed else ())
+
+    def condition(
+        self,
+        context: Tensor,
+        pooled: Tensor,
+        mask: Tensor,
+        null_context: Tensor | None = None,
+        null_pooled: Tensor | None = None,
+        null_mask: Tensor | None = None,
+    ) -> Conditioning:
+        """Features of the prompts and of the empty prompt, of Stable Diffusion 2.1's CLIP.
+
+        Args:
+            context: ``(B, T, 1024)``, its last hidden state.
+            pooled: ``(B, 1024)``, its pooler output.
+            mask: ``(B, T)``, True where there is a token.
+            null_context, null_pooled, null_mask: the same of ``""``; one row serves all images.
+                Only ``null_pooled`` reaches the result, see the module's docstring.
+
+        Raises:
+            StagevarError: a shape is wrong or something is missing.
+        """
+        return text_and_pooled(
+            *(context, pooled, mask, null_context, null_pooled, null_mask),
+            context_width=self.config.context_width,
+            pooled_width=self.config.context_width,
+        )
+
+    def begin(
+        self,
+        conditioning: Conditioning,
+        scales: tuple[ScaleSpec, ...],
+        noise: Noise,
+        guided: bool,
+    ) -> State:
+        """Project the pooled text and compute keys and values of the cond rows' text, once.
+
+        These have B rows whether guided or not, so they stay in ``extra``.
+        """
+        t, cond = self.transformer, conditioning.cond
+        context = cond["context"].to(self.dtype)
+        return State(
+            scales=scales,
+            batch=conditioning.batch,
+            branches=("cond", "null") if guided else ("cond",),
+            kv=empty_caches(self.config.depth),
+            rows={"start": t.encoder_proj(conditioning.rows(guided)["pooled"].to(self.dtype))},
+            canvas=self.blank_canvas(conditioning.batch, scales[-1]),
+            noise=noise,
+            extra={
+                "text": [b.cross_attn.keys_values(context) for b in t.blocks],  # type: ignore[operator,union-attr]
+                "mask": additive(cond["mask"], self.dtype),
+            },
+        )
+
+    def embed(self, state: State, scale: ScaleSpec) -> Tensor:
+        """Scale 0: the pooled text; later: the canvas so far, shrunk to this scale."""
+        t = self.transformer
+        level = t.lvl_embed.weight[scale.index] if self.config.levels else 0.0
+        if scale.index == 0:
+            return state.rows["start"][:, None] + t.pos_start + level
+        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
+        x = t.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + level
+        return x.repeat(len(state.branches), 1, 1)
+
+    def run(
+        self,
+        state: State,
+        scale: ScaleSpec,
+        x: Tensor,
+        blocks: range,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Blocks ``blocks`` on all tokens, or on those at ``positions`` ``(rows, m)``, which must
+        be the same in both rows of an image."""
+        rotation = at_positions(self._rotations[scale.index], positions)
+        text, mask = state.extra["text"], state.extra["mask"]
+        for i in blocks:
+            x = self.transformer.blocks[i](x, state.batch, text[i], mask, rotation, state.kv[i])
+        return x
+
+    def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
+        """``(rows, n, V)``."""
+        x = x.float()
+        return self.transformer.head_logits(plain_norm(x) if self.config.logit_norm else x)

@@ -1,0 +1,272 @@
+"""VAR, class-conditional (Tian et al., arXiv 2404.02905): every published size, one class.
+
+Shapes: B images, rows = B or 2B, n tokens of a scale, C width, H heads, c head dim, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError, StagevarError
+from ..kvcache import KVCache, empty_caches
+from ..linear import Linear
+from ..sampling import Noise, Sampling
+from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from .codes import CodebookModel, checked_tokenizer
+from .layers import Attention, FeedForward, Head, ada_linear, modulated
+from .vqvae import VQVAE
+from .weights import load_exactly
+
+GROUPS = 4  # groups of blocks that ranks and token reduction work on
+UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")  # rebuilt, or training only
+Modulation = tuple[Tensor, ...]  # six of (rows, 1, C): gamma1, gamma2, 1 + scale1, 1 + scale2, ...
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Everything the tensors of a checkpoint tell."""
+
+    depth: int
+    width: int
+    heads: int
+    classes: int
+    vocabulary: int
+    code_width: int
+    sides: tuple[int, ...]
+    hidden: int
+    shared_adaln: bool
+    l2_norm: bool
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> VARConfig:
+        """Read the configuration off the tensors' shapes (and ``lvl_1L``'s values).
+
+        Raises:
+            CheckpointError: a tensor that every VAR has is missing.
+        """
+        try:
+            level = tensors["lvl_1L"].flatten()
+            width, code_width = tensors["word_embed.weight"].shape
+            counts = torch.bincount(level).tolist()
+            scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
+            return cls(
+                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                width=width,
+                heads=scale_mul.numel() if scale_mul is not None else max(1, width // 64),
+                classes=tensors["class_emb.weight"].shape[0] - 1,
+                vocabulary=tensors["head.weight"].shape[0],
+                code_width=code_width,
+                sides=tuple(math.isqrt(count) for count in counts),
+                hidden=tensors["blocks.0.ffn.fc1.weight"].shape[0],
+                shared_adaln="shared_ada_lin.1.weight" in tensors,
+                l2_norm=scale_mul is not None,
+            )
+        except KeyError as missing:
+            raise CheckpointError(
+                f"not a complete VAR checkpoint: tensor {missing} is missing"
+            ) from missing
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each modulated by the condition (AdaLN)."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config.width, config.heads, config.l2_norm)
+        self.ffn = FeedForward(config.width, config.hidden)
+        if config.shared_adaln:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.width))
+        else:
+            self.ada_lin = ada_linear(config.width, 6)
+
+    def modulation(self, condition: Tensor, shared: Tensor | None) -> Modulation:
+        """Six ``(rows, 1, C)``: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2."""
+        if shared is not None:
+            six = self.ada_gss + shared
+        else:
+            six = self.ada_lin(condition).unflatten(1, (1, 6, -1))
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
+        return gamma1, gamma2, scale1 + 1, scale2 + 1, shift1, shift2
+
+    def forward(self, x: Tensor, modulation: Modulation, cache: KVCache) -> Tensor:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
+        x = torch.addcmul(x, self.attn(modulated(x, scale1, shift1), cache), gamma1)
+        return torch.addcmul(x, self.ffn(modulated(x, scale2, shift2)), gamma2)
+
+
+class Transformer(nn.Module):
+    """The modules of a VAR checkpoint, under their published names."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        c, length = config.width, sum(side**2 for side in config.sides)
+        self.pos_start = nn.Parameter(torch.zeros(1, config.sides[0] ** 2, c))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, length, c))
+        self.word_embed = Linear(config.code_width, c)
+        self.class_emb = nn.Embedding(config.classes + 1, c)
+        self.lvl_embed = nn.Embedding(len(config.sides), c)
+        if config.shared_adaln:
+            self.shared_ada_lin = ada_linear(c, 6)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = Head(c)
+        self.head = Linear(c, config.vocabulary)
+
+
+class VAR(CodebookModel):
+    """A VAR transformer with its tokenizer, speaking the model protocol."""
+
+    family = "var"
+    capabilities = Capabilities()
+    tokenizer_patterns = ("vae_*.pth", "vae_*.safetensors")
+    unused_tensors = UNUSED_BUFFERS
+    options: tuple[str, ...] = ()
+
+    def __init__(
+        self, config: VARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
+    ) -> None:
+        self.config, self.transformer, self.tokenizer, self.dtype = (
+            config,
+            transformer,
+            tokenizer,
+            dtype,
+        )
+        self.device = transformer.pos_1LC.device
+        self.info = ModelInfo(
+            family=self.family,
+            depth=config.depth,
+            width=config.width,
+            heads=config.heads,
+            groups=split_depth(config.depth, GROUPS),
+            guidance="ramp",
+            inputs=("labels",),
+            classes=config.classes,
+            config=asdict(config),
+        )
+        self.default_sampling = Sampling(guidance=1.5, top_k=900, top_p=0.96)
+        starts = [0]
+        for side in config.sides:
+            starts.append(starts[-1] + side**2)
+        level = torch.cat(
+            [torch.full((side**2,), k, device=self.device) for k, side in enumerate(config.sides)]
+        )
+        position = transformer.pos_1LC + transformer.lvl_embed(level)
+        self._positions = [position[:, a:b] for a, b in pairwise(starts)]
+        for block in transformer.blocks:
+            block.attn.prepare()  # type: ignore[operator,union-attr]
+
+    @staticmethod
+    def recognise(names: Mapping[str, Any]) -> bool:
+        """Whether tensor names are a class-conditional VAR's."""
+        return {"class_emb.weight", "lvl_embed.weight", "pos_1LC"} <= names.keys() and (
+            "blocks.0.attn.mat_qkv.weight" in names and "head_nm.ada_lin.1.weight" in names
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        opened: Checkpoint,
+        tokenizer: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: Mapping[str, Any],
+    ) -> VAR:
+        """Build from opened files; everything is read off the tensors."""
+        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        tokenizer: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> VAR:
+        """Build from published state dicts.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, of the wrong shape, or the tokenizer
+                has another vocabulary.
+        """
+        config = VARConfig.from_tensors(tensors)
+        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
+        with torch.device("meta"):
+            transformer = Transformer(config)
+        load_exactly(
+            transformer, tensors, device, dtype, keep=("head", "head_nm"), unused=UNUSED_BUFFERS
+        )
+        return cls(config, transformer.eval().requires_grad_(False), vqvae, dtype)
+
+    def condition(self, labels: Tensor) -> Conditioning:
+        """Class labels, ``(B,)`` integers in [0, classes)."""
+        labels = torch.as_tensor(labels, dtype=torch.long).flatten()
+        bad = labels[(labels < 0) | (labels >= self.config.classes)]
+        if labels.numel() == 0 or bad.numel():
+            got = bad.tolist() or "no label"
+            raise StagevarError(f"got {got}, expected labels from 0 to {self.config.classes - 1}")
+        null = torch.full_like(labels, self.config.classes)
+        return Conditioning({"labels": labels}, {"labels": null})
+
+    def begin(
+        self,
+        conditioning: Conditioning,
+        scales: tuple[ScaleSpec, ...],
+        noise: Noise,
+        guided: bool,
+    ) -> State:
+        """Embed the labels and compute every block's modulation, once for all scales."""
+        t = self.transformer
+        condition = t.class_emb(conditioning.rows(guided)["labels"])  # (rows, C)
+        shared = (
+            t.shared_ada_lin(condition).unflatten(1, (1, 6, -1))
+            if self.config.shared_adaln
+            else None
+        )
+        return State(
+            scales=scales,
+            batch=conditioning.batch,
+            branches=("cond", "null") if guided else ("cond",),
+            kv=empty_caches(self.config.depth),
+            rows={
+                "condition": condition,
+                "blocks": [b.modulation(condition, shared) for b in t.blocks],  # type: ignore[operator]
+                "head": t.head_nm.ada_lin(condition.float()).unflatten(1, (1, 2, -1)),
+            },
+            canvas=self.blank_canvas(conditioning.batch, scales[-1]),
+            noise=noise,
+        )
+
+    def embed(self, state: State, scale: ScaleSpec) -> Tensor:
+        """Scale 0: the class; later: the canvas so far, shrunk to this scale. Positions added."""
+        position = self._positions[scale.index]
+        if scale.index == 0:
+            start = state.rows["condition"][:, None] + self.transformer.pos_start
+            return (start + position).to(self.dtype)
+        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
+        x = self.transformer.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + position
+        return x.repeat(len(state.branches), 1, 1)
+
+    def run(
+        self,
+        state: State,
+        scale: ScaleSpec,
+        x: Tensor,
+        blocks: range,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Positions are in ``x`` already, so a subset of tokens needs none."""
+        for i in blocks:
+            x = self.transformer.blocks[i](x, state.rows["blocks"][i], state.kv[i])
+        return x
+
+    def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
+        """``(rows, n, V)``."""
+        factor, shift = state.rows["head"].unbind(2)
+        return self.transformer.head(modulated(x.float(), factor + 1, shift))

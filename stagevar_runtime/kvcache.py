@@ -1,0 +1,72 @@
+"""The keys and values of one block: a preallocated buffer and how much of it is filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class KVCache:
+    """Keys and values of one block, ``(rows, heads, capacity, head_dim)`` each.
+
+    The buffer is made by the first :meth:`append`, with the capacity asked for by then. Copies made
+    by :meth:`fork` share it: what lies below ``length`` is never written again, so an earlier fork
+    stays valid as long as only one of its descendants goes on at a time.
+    """
+
+    capacity: int = 0
+    length: int = 0
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``(rows, heads, n, head_dim)`` keys and values; return all keys and values so far."""
+        end = self.length + k.shape[2]
+        if self.k is None or end > self.k.shape[2]:
+            self._grow(k, v, max(end, self.capacity))
+        assert self.k is not None and self.v is not None
+        self.k[:, :, self.length : end] = k
+        self.v[:, :, self.length : end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+    def _grow(self, k: Tensor, v: Tensor, capacity: int) -> None:
+        old_k, old_v = self.k, self.v
+        shape = (k.shape[0], k.shape[1], capacity, k.shape[3])
+        self.k, self.v = k.new_empty(shape), v.new_empty(shape)
+        if old_k is not None and old_v is not None:
+            self.k[:, :, : self.length] = old_k[:, :, : self.length]
+            self.v[:, :, : self.length] = old_v[:, :, : self.length]
+
+    def keep(self, rows: slice) -> None:
+        """Keep these rows only. The next :meth:`append` past the old buffer frees the others."""
+        if self.k is not None and self.v is not None:
+            self.k, self.v = self.k[rows], self.v[rows]
+
+    def fork(self) -> KVCache:
+        """A copy that can go its own way from here, sharing what is filled."""
+        return KVCache(self.capacity, self.length, self.k, self.v)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the buffers this cache sees, in bytes."""
+        held = [t for t in (self.k, self.v) if t is not None]
+        return sum(t.untyped_storage().nbytes() for t in held)
+
+
+def empty_caches(depth: int) -> list[KVCache]:
+    """One empty cache a block."""
+    return [KVCache() for _ in range(depth)]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """``softmax(scale · q kᵀ + mask) v`` with PyTorch's fused kernels.
+
+    ``q`` ``(rows, heads, n, head_dim)``; ``k``, ``v`` ``(rows, heads, m, head_dim)``.
+    Returns ``(rows, n, heads · head_dim)``.
+    """
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return y.transpose(1, 2).flatten(2)

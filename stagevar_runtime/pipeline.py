@@ -1,0 +1,458 @@
+"""Load a checkpoint, find its profile, generate: labels or prompts in, images out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import engine
+from .checkpoint import Checkpoint, check_finite, open_checkpoint
+from .engine import Generation
+from .errors import CheckpointError, ProfileError, StagevarError
+from .families import Family, recognise
+from .families.base import Conditioning, ScaleModel, ScaleSpec
+from .fingerprint import Fingerprint, architecture_hash, weights_hash
+from .graphs import compile_model
+from .plan import Plan, compile_plan
+from .presets import PRESETS, Ranks, preset
+from .profile import Found, PlanStep, Profile, check_match, find_profile
+from .sampling import Sampling
+from .summary import Summary, summary_row
+from .text import Encode, encoder_for
+
+logger = logging.getLogger("stagevar_runtime")
+
+GPU_TILE = 8  # kept tokens are rounded up to a multiple of this on CUDA
+
+
+def load(
+    checkpoint: str | Path,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    profile: str | Path | Profile | None = "auto",
+    *,
+    strict: bool = False,
+    options: Mapping[str, Any] | None = None,
+    text_encoder: str | Path | Encode | None = None,
+    compile: str = "off",
+) -> Pipeline:
+    """Open a checkpoint and, unless told otherwise, the profile that belongs to it.
+
+    Args:
+        checkpoint: a file or directory in its publisher's format.
+        tokenizer: the image tokenizer's file; None looks beside the checkpoint.
+        device: None is CUDA where there is one, else the CPU.
+        dtype: None is bfloat16 on CUDA, float32 elsewhere.
+        profile: ``"auto"`` looks for one (argument, ``STAGEVAR_PROFILE``, beside the checkpoint,
+            the shipped profiles), None uses none, a path or a Profile is taken.
+        strict: refuse a profile that was measured on other weights instead of warning.
+        options: what tensors cannot tell, by the names the family lists in ``options``.
+        text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
+            function; None is the family's published encoder, fetched when first needed.
+        compile: ``off``, ``auto`` (on CUDA only) or ``max``: see
+            :func:`stagevar_runtime.graphs.compile_model`. The first images pay for it.
+
+    Raises:
+        CheckpointError: a file cannot be read, is incomplete, or holds NaN.
+        UnsupportedModelError: no known family recognises it.
+        ProfileError: the profile is broken; ProfileMismatchError: it is another model's.
+    """
+    device = _device(device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    opened = open_checkpoint(_model_folder(Path(checkpoint)))
+    family = recognise(opened.tensors, checkpoint)
+    codes = _tokenizer(opened, family, tokenizer)
+    unknown = set(options or {}) - set(family.options)
+    if unknown:
+        raise StagevarError(
+            f"the {family.family} family has no option {sorted(unknown)}, "
+            f"expected {', '.join(family.options) or 'none'}"
+        )
+    check_finite(opened.tensors, opened.path)
+    check_finite(codes.tensors, codes.path)
+    try:
+        model = family.from_checkpoint(opened, codes, device, dtype, options or {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    encode = (
+        text_encoder
+        if callable(text_encoder) or model.info.classes
+        else encoder_for(family.family, text_encoder, device)
+    )
+    pipeline = Pipeline(model, opened, encode if callable(encode) else None)
+    if compile != "off":
+        pipeline.compiled = compile_model(model, compile)
+    pipeline.use_profile(profile, strict=strict)
+    return pipeline
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise StagevarError(f"got device {device!r}, expected cpu, cuda or cuda:NUMBER") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise StagevarError(
+            f"got device {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return found
+
+
+def _model_folder(path: Path) -> Path:
+    """``llm`` inside a published HART repository, anything else as it is."""
+    inside = path / "llm"
+    return inside if inside.is_dir() and not any(path.glob("*.safetensors")) else path
+
+
+def _tokenizer(opened: Checkpoint, family: type[Family], given: str | Path | None) -> Checkpoint:
+    """The image tokenizer's file: given, inside a training checkpoint, or beside it."""
+    if given is not None:
+        return open_checkpoint(given)
+    inside = [key for key in opened.parts if key.rpartition(".")[2] == "vae_local"]
+    if inside:
+        return replace(opened, tensors=opened.parts[inside[0]])
+    folder = opened.path if opened.path.is_dir() else opened.path.parent
+    beside = sorted(
+        {path.resolve() for pattern in family.tokenizer_patterns for path in folder.glob(pattern)}
+        - {opened.path.resolve()}
+    )
+    if len(beside) == 1:
+        return open_checkpoint(beside[0])
+    found = ", ".join(path.name for path in beside) or "none"
+    raise CheckpointError(
+        f"{opened.path}: found {found} beside it, expected one image tokenizer "
+        f"({' or '.join(family.tokenizer_patterns)}). Pass tokenizer=FILE (--tokenizer FILE)"
+    )
+
+
+class Pipeline:
+    """A model, what it was loaded from, and the plan it runs."""
+
+    def __init__(self, model: ScaleModel, opened: Checkpoint, encode: Encode | None = None) -> None:
+        self.model, self.encode = model, encode
+        self.path = opened.path
+        self._opened = opened
+        self.profile: Profile | None = None
+        self.profile_source = "none"
+        self.plan_name = "exact"
+        self.notes: list[str] = []
+        self.compiled = "off"
+        self._steps: tuple[PlanStep, ...] = ()
+        self._last: Generation | None = None
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Hashes of the architecture and of the weights (read once, when first needed)."""
+        return fingerprint(self.model, self._opened.tensors)
+
+    def condition(self, **inputs: Any) -> Conditioning:
+        """The model's :meth:`condition`."""
+        return self.model.condition(**inputs)
+
+    def use_profile(
+        self,
+        profile: str | Path | Profile | None = "auto",
+        plan: str | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
+        """Find, check and enable a profile; says in one line which, or warns that there is none."""
+        found = self._find(profile)
+        if found is None:
+            self.disable()
+            self.profile, self.profile_source, self.notes = None, "none", []
+            if profile is not None:
+                logger.warning(
+                    "no profile for %s: running the exact path. "
+                    "Write one: stagevar-probe calibrate %s",
+                    self.path.name,
+                    self.path,
+                )
+            return
+        warnings = check_match(
+            found.profile,
+            self.fingerprint,
+            schedule(self.model.scales()),
+            strict=strict,
+            repair=f"stagevar-probe calibrate {self.path}",
+        )
+        name = plan or found.profile.default_plan
+        self._set(tuple(found.profile.plan(name).steps), name)
+        self.profile, self.profile_source = found.profile, f"{found.path} ({found.how})"
+        self.notes = [str(warning) for warning in warnings]
+        for note in self.notes:
+            logger.warning(note)
+        logger.info("profile %s, plan %s", self.profile_source, self.plan_name)
+        if self._changes_nothing():
+            logger.warning("%s", self._idle_note())
+
+    def _find(self, profile: str | Path | Profile | None) -> Found | None:
+        if profile is None:
+            return None
+        if isinstance(profile, Profile):
+            return Found(Path("<memory>"), profile, "given")
+        return find_profile(self.path, self.fingerprint, profile, os.environ)
+
+    def enable(
+        self,
+        plan: str | Sequence[PlanStep] | None = None,
+        profile: str | Path | Profile | None = None,
+    ) -> Pipeline:
+        """Accelerate: a plan of the profile, a preset, or one's own steps.
+
+        Args:
+            plan: a name in the profile (None: its default), a preset
+                (:data:`~stagevar_runtime.presets.PRESETS`), or plan steps. A profile's own name
+                wins over a preset's.
+            profile: a profile to use instead of the one found.
+
+        Raises:
+            ProfileError: no such plan, or one that would change nothing.
+        """
+        if profile is not None:
+            self.use_profile(profile)
+        if plan is not None and not isinstance(plan, str):
+            self._set(tuple(plan), "custom")
+        elif self.profile is not None and (plan is None or plan in self.profile.plans):
+            name = plan or self.profile.default_plan
+            self._set(tuple(self.profile.plan(name).steps), name)
+        elif plan in PRESETS:
+            steps = preset(plan, self.model.info, self.model.scales(), self._ranks())
+            self._set(tuple(steps), plan)
+        elif plan is None:
+            raise ProfileError(
+                f"{self.path.name} has no profile to enable. Write one: "
+                f"stagevar-probe calibrate {self.path}, or name a preset: {', '.join(PRESETS)}"
+            )
+        else:
+            known = [*(self.profile.plans if self.profile else ()), *PRESETS]
+            raise ProfileError(f"unknown plan {plan!r}, expected one of {', '.join(known)}")
+        self._refuse_noop()
+        logger.info("plan %s", self.plan_name)
+        return self
+
+    def disable(self) -> Pipeline:
+        """Run the exact path from now on."""
+        self._steps, self.plan_name, self._last = (), "exact", None
+        return self
+
+    def _set(self, steps: tuple[PlanStep, ...], name: str) -> None:
+        self._compile(steps, self.model.scales(), self.model.default_sampling)
+        self._steps, self.plan_name, self._last = steps, name, None
+
+    @property
+    def steps(self) -> tuple[PlanStep, ...]:
+        """What differs from the exact path now."""
+        return self._steps
+
+    def _changes_nothing(self) -> bool:
+        exact = self._compile((), self.model.scales(), self.sampling())
+        return tuple(replace(step, asked=None) for step in self.plan()) == exact
+
+    def _idle_note(self) -> str:
+        return f"plan {self.plan_name!r} changes nothing on this model: every scale runs in full"
+
+    def _refuse_noop(self) -> None:
+        if self._changes_nothing():
+            said = self._idle_note()
+            self.disable()
+            raise ProfileError(f"{said}. Use disable() for the exact path")
+
+    def _ranks(self) -> Ranks | None:
+        """Measured ranks by scale and group, where the profile has them."""
+        if self.profile is None or not self.profile.measurements:
+            return None
+        return {m.scale: m.rank_pca for m in self.profile.measurements if m.rank_pca}
+
+    def sampling(self, given: Sampling | None = None, **changes: Any) -> Sampling:
+        """What was given, the profile's settings, or the family's published ones, with changes."""
+        base = given or self.model.default_sampling
+        if given is None and self.profile is not None and self.profile.calibration is not None:
+            used = self.profile.calibration
+            base = replace(
+                base, **{k: v for k, v in used.sampling_settings().items() if v is not None}
+            )
+        return replace(base, **{k: v for k, v in changes.items() if v is not None})
+
+    def _compile(
+        self, steps: Sequence[PlanStep], scales: tuple[ScaleSpec, ...], sampling: Sampling
+    ) -> Plan:
+        tile = GPU_TILE if self.model.device.type == "cuda" else 1
+        return compile_plan(steps, self.model.info, scales, sampling, tile)
+
+    def plan(self, sampling: Sampling | None = None) -> Plan:
+        """What a generation would do, scale by scale."""
+        return self._compile(self._steps, self.model.scales(), sampling or self.sampling())
+
+    def generate(
+        self,
+        *,
+        seed: int | Sequence[int] = 0,
+        guidance: float | Sequence[float] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampling: Sampling | None = None,
+        observer: engine.Observer | None = None,
+        prompts: Sequence[str] | None = None,
+        **inputs: Any,
+    ) -> Generation:
+        """Generate one batch.
+
+        Args:
+            seed: one number for the batch (as published), or one an image.
+            guidance, temperature, top_k, top_p: None keeps the profile's or family's setting;
+                guidance may be one number a scale.
+            prompts: what to draw, for families that read text (or pass their features below).
+            sampling: all settings at once, those of no argument above included (smoothed codes,
+                a published drop of guidance); None is the profile's or family's.
+            inputs: what the family conditions on (VAR: ``labels``, ``(B,)`` integers), and for
+                families with several sizes the size.
+
+        Returns:
+            A Generation with ``images`` ``(B, 3, H, W)`` RGB in [0, 1].
+        """
+        info = self.model.info
+        begun = time.perf_counter()
+        if prompts is not None:
+            inputs |= self.read(prompts)
+        text_ms = 1000 * (time.perf_counter() - begun)
+        size = {name: inputs.pop(name) for name in info.sizes if name in inputs}
+        missing = set(info.inputs) - inputs.keys()
+        unknown = inputs.keys() - {*info.inputs, *info.optional_inputs}
+        if missing or unknown:
+            raise StagevarError(
+                f"got the inputs {sorted(inputs) or 'none'}, the {info.family} family takes "
+                f"{', '.join((*info.inputs, *info.optional_inputs, *info.sizes))}"
+            )
+        scales = self.model.scales(**size)
+        if guidance is not None and not isinstance(guidance, (int, float)):
+            guidance = tuple(guidance)
+        sampling = self.sampling(
+            sampling, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        made = engine.generate(
+            self.model,
+            self.condition(**inputs),
+            self._compile(self._steps_for(scales), scales, sampling),
+            sampling,
+            seed,
+            scales,
+            observer,
+        )
+        made.text_ms = text_ms
+        self._last = made
+        return made
+
+    __call__ = generate
+
+    def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts as the inputs of the model's ``condition``.
+
+        Raises:
+            StagevarError: the family draws from labels, or its encoder cannot be had.
+        """
+        if self.encode is None:
+            raise StagevarError(
+                f"got prompts, but the {self.model.info.family} family draws from "
+                f"{', '.join(self.model.info.inputs)}"
+            )
+        return dict(self.encode(list(prompts)))
+
+    def read_condition(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts as the model's conditioning."""
+        return self.model.condition(**self.read(prompts))
+
+    def _steps_for(self, scales: Sequence[ScaleSpec]) -> tuple[PlanStep, ...]:
+        """The plan's steps, or none, with one warning, on a size with other scales."""
+        if len(scales) == len(self.model.scales()) or not self._steps:
+            return self._steps
+        note = (
+            f"plan {self.plan_name} is for {len(self.model.scales())} scales, this size has "
+            f"{len(scales)}: the exact path runs"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+            logger.warning(note)
+        return ()
+
+    def _other_schedule(self, scales: Sequence[ScaleSpec]) -> list[str]:
+        """Says so where the profile's rows serve a schedule they were not made on."""
+        if self.profile is None or not self._steps:
+            return []
+        made = self.profile.model.schedules
+        if schedule(scales) in [[list(size) for size in sizes] for sizes in made.values()]:
+            return []
+        return [
+            f"plan {self.plan_name} was made for {', '.join(made)}, this is "
+            f"{schedule_name(scales)}: its rows apply by scale index"
+        ]
+
+    def summary(self) -> Summary:
+        """What is asked and done at every scale, with the times of the last call."""
+        plan = self._last.plan if self._last else self.plan()
+        times = self._last.scale_ms if self._last else [0.0] * len(plan)
+        batch = self._last.images.shape[0] if self._last else 1
+        notes = [*self.model.info.notes, *self.notes]
+        if self.compiled != "off":
+            notes.append(f"compile: {self.compiled}")
+        if self.plan_name == "exact" and self.profile is None:
+            notes.append("no profile: the exact path runs")
+        if self.plan_name != "exact" and self._changes_nothing():
+            notes.append(self._idle_note())
+        notes += self._other_schedule([step.scale for step in plan])
+        return Summary(
+            model=f"{self.model.info.family} {self.path.name}, depth {self.model.info.depth}",
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            profile=self.profile_source,
+            plan=self.plan_name,
+            notes=tuple(notes),
+            rows=tuple(summary_row(step, ms, batch) for step, ms in zip(plan, times, strict=True)),
+            loop_ms=self._last.loop_ms if self._last else 0.0,
+            decode_ms=self._last.decode_ms if self._last else 0.0,
+            images=batch if self._last else 0,
+        )
+
+
+def schedule(scales: Sequence[ScaleSpec]) -> list[list[int]]:
+    """``[[height, width], ...]`` of every scale."""
+    return [[scale.height, scale.width] for scale in scales]
+
+
+def schedule_name(scales: Sequence[ScaleSpec]) -> str:
+    """What a schedule is called in a profile, such as ``16x16``."""
+    return f"{scales[-1].height}x{scales[-1].width}"
+
+
+def fingerprint(model: ScaleModel, tensors: Mapping[str, Tensor]) -> Fingerprint:
+    """Hashes of what the model is and of its weights, training-only buffers left out."""
+    return Fingerprint(
+        architecture=architecture(model, tensors), weights=weights_hash(_own(model, tensors))
+    )
+
+
+def architecture(model: ScaleModel, tensors: Mapping[str, Tensor]) -> str:
+    """The first of the two hashes, which needs no values: meta tensors will do."""
+    scales = model.scales()
+    return architecture_hash(
+        model.info.family,
+        model.info.config,
+        {name: tuple(tensor.shape) for name, tensor in _own(model, tensors).items()},
+        {schedule_name(scales): schedule(scales)},
+    )
+
+
+def _own(model: ScaleModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    unused = set(getattr(model, "unused_tensors", ()))
+    return {name: tensor for name, tensor in tensors.items() if name not in unused}

@@ -1,0 +1,324 @@
+"""The profile as a file: its YAML, where it is looked for, and whether it fits a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .errors import ProfileError, ProfileMismatchError
+from .fingerprint import Fingerprint
+from .schema import (
+    Boundary,
+    Calibration,
+    CreatedBy,
+    Estimate,
+    Expected,
+    ModelRef,
+    Plan,
+    PlanStep,
+    Profile,
+    PromptSet,
+    SamplingSettings,
+    ScaleMeasurement,
+    Stages,
+    Target,
+    TokenOption,
+)
+from .strict_yaml import dump_yaml, read_yaml
+
+__all__ = [
+    "MIGRATIONS",
+    "SCHEMA_VERSION",
+    "Boundary",
+    "Calibration",
+    "CreatedBy",
+    "Estimate",
+    "Expected",
+    "Found",
+    "ModelRef",
+    "Plan",
+    "PlanStep",
+    "Profile",
+    "PromptSet",
+    "SamplingSettings",
+    "ScaleMeasurement",
+    "Stages",
+    "Target",
+    "TokenOption",
+    "check_match",
+    "dump_profile",
+    "find_profile",
+    "json_schema",
+    "load_profile",
+    "parse_profile",
+    "shipped_folder",
+    "write_profile",
+]
+
+SCHEMA_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From each older schema version, how the content of a file becomes that of the next version."""
+
+MAX_BYTES = 16 << 20
+FILE_NAME = "stagevar.yaml"
+VARIABLE = "STAGEVAR_PROFILE"
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile.
+
+    Raises ProfileError, in one line naming the file and the field, for anything but a valid one.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ProfileError(
+            f"{path}: cannot be read ({error.strerror}), expected a profile"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise ProfileError(f"{path}: larger than {MAX_BYTES >> 20} MB, expected a profile")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: not UTF-8 text, expected a profile in YAML") from error
+    return parse_profile(text, path)
+
+
+def parse_profile(text: str, source: str | Path = "<profile>") -> Profile:
+    """A profile from YAML text; ``source`` is what errors call it. Raises ProfileError."""
+    data = _migrated(read_yaml(text, source), source)
+    try:
+        return Profile.model_validate(_tuples(data, source), strict=True)
+    except ValidationError as error:
+        raise ProfileError(f"{source}: {_explain(error, data)}") from error
+
+
+def dump_profile(profile: Profile) -> str:
+    """Canonical YAML: keys as in the schema, free keys sorted, 6 significant digits, steps a line.
+
+    ``parse_profile(dump_profile(p)) == p`` but for that rounding.
+    """
+    return dump_yaml(profile)
+
+
+def write_profile(profile: Profile, path: str | Path) -> None:
+    """Write the canonical YAML, whole or not at all. Raises ProfileError when it cannot."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(dump_profile(profile))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a profile, for editors and other programs."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Profile.model_json_schema(),
+    }
+
+
+def _migrated(data: Any, source: str | Path) -> Any:
+    if not isinstance(data, dict):
+        raise ProfileError(f"{source}: holds a {type(data).__name__}, expected a profile")
+    if data.get("kind", "stagevar-profile") != "stagevar-profile":
+        raise ProfileError(f"{source}: kind is {data['kind']!r}, expected 'stagevar-profile'")
+    version = data.get("schema_version")
+    if type(version) is not int:
+        raise ProfileError(
+            f"{source}: schema_version is {version!r}, expected a number up to {SCHEMA_VERSION}"
+        )
+    if version > SCHEMA_VERSION:
+        raise ProfileError(
+            f"{source}: written by a newer stagevar (schema_version {version}, this one reads up "
+            f"to {SCHEMA_VERSION}), upgrade stagevar to use it"
+        )
+    while version < SCHEMA_VERSION:
+        if version not in MIGRATIONS:
+            raise ProfileError(
+                f"{source}: schema_version {version} is not supported, expected {SCHEMA_VERSION}"
+            )
+        data = MIGRATIONS[version](data)
+        version += 1
+        data["schema_version"] = version
+    return data
+
+
+def _tuples(data: Any, source: str | Path) -> Any:
+    """Lists as tuples, which is what the schema calls them when it is strict about types."""
+    if isinstance(data, list):
+        return tuple(_tuples(item, source) for item in data)
+    if not isinstance(data, dict):
+        return data
+    if "guidance" in data and data["guidance"] is None:  # would silently mean "unchanged"
+        raise ProfileError(
+            f"{source}: guidance is YAML's null, expected 'null' in quotes for the null branch, "
+            f"or the key left out"
+        )
+    return {key: _tuples(value, source) for key, value in data.items()}
+
+
+def _explain(error: ValidationError, data: Any) -> str:
+    """One line for the first thing wrong: where, what was got, what was expected."""
+    found = [(_place(e["loc"], data, e["type"] == "missing"), e) for e in error.errors()]
+    where, first = found[0]
+    for deeper, other in found[1:]:  # of the branches of a union, the one that got furthest
+        if deeper.startswith(where) and len(deeper) > len(where):
+            where, first = deeper, other
+            break
+    others = len({place for place, _ in found if not where.startswith(place)})
+    more = f" (and {others} more)" if others else ""
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{where} is missing, expected it{more}"
+    if first["type"] == "value_error":
+        return f"{where}: {expected}{more}" if where else f"{expected}{more}"
+    got = repr(list(first["input"]) if type(first["input"]) is tuple else first["input"])
+    got = got if len(got) <= 60 else got[:57] + "..."
+    return f"{where} is {got}, expected {expected[:1].lower()}{expected[1:]}{more}"
+
+
+def _place(loc: tuple[int | str, ...], data: Any, missing: bool) -> str:
+    """``plans.balanced.steps[1].scale``, without pydantic's names of union branches."""
+    place = ""
+    for i, part in enumerate(loc):
+        if isinstance(part, int) and isinstance(data, list) and part < len(data):
+            place, data = f"{place}[{part}]", data[part]
+        elif isinstance(data, dict) and (part in data or (missing and i == len(loc) - 1)):
+            place, data = f"{place}.{part}", data.get(part)
+        elif missing and isinstance(part, int) and isinstance(data, list):
+            place = f"{place}[{part}]"
+    return place.lstrip(".")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A profile, where it was, and how it was found."""
+
+    path: Path
+    profile: Profile
+    how: str
+
+
+def shipped_folder() -> Path | None:
+    """The profiles that come with the toolkit: inside the package, or in a source checkout."""
+    here = Path(__file__).resolve().parent
+    checkout = here.parent / "profiles"
+    if (here / "profiles").is_dir():
+        return here / "profiles"
+    return checkout if checkout.is_dir() and (here.parent / "pyproject.toml").exists() else None
+
+
+def find_profile(
+    checkpoint: str | Path,
+    fingerprint: Fingerprint,
+    explicit: str | Path | None = "auto",
+    environ: Mapping[str, str] | None = None,
+) -> Found | None:
+    """Look for a profile: argument, ``STAGEVAR_PROFILE``, beside the checkpoint, shipped.
+
+    ``explicit``: a file or a directory; ``"auto"`` to look; None to use none. The first one that
+    exists is taken, whether it fits or not: that is for :func:`check_match` to say.
+
+    Raises ProfileError when the one found is invalid, or the one named does not exist.
+    """
+    if explicit is None:
+        return None
+    if explicit != "auto":
+        return _found(Path(explicit), "argument")
+    named = (os.environ if environ is None else environ).get(VARIABLE)
+    if named:
+        return _found(Path(named), VARIABLE)
+    checkpoint = Path(checkpoint)
+    beside = [checkpoint / FILE_NAME]
+    if not checkpoint.is_dir():
+        beside = [checkpoint.with_suffix(".stagevar.yaml"), checkpoint.with_name(FILE_NAME)]
+    for path in beside:
+        if path.is_file():
+            return _found(path, "beside the checkpoint")
+    folder = shipped_folder()
+    shipped = [_found(p, "shipped") for p in sorted(folder.glob("*.yaml"))] if folder else []
+    for weights in (fingerprint.weights, None):
+        for found in shipped:
+            model = found.profile.model
+            if (model.architecture, model.weights) == (fingerprint.architecture, weights):
+                return found
+    return None
+
+
+def _found(path: Path, how: str) -> Found:
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        return Found(path, load_profile(path), how)
+    except ProfileError as error:
+        raise ProfileError(f"{error} ({how})") from error
+
+
+def check_match(
+    profile: Profile,
+    fingerprint: Fingerprint,
+    schedule: Sequence[Sequence[int]],
+    *,
+    repair: str,
+    family: str | None = None,
+    strict: bool = False,
+) -> list[str]:
+    """Check that a profile was made for this model; returns warnings for the caller to log.
+
+    ``schedule``: ``(height, width)`` of every scale the model is about to run. ``repair``: the
+    command that would make a fitting profile, told to the user. ``family`` is compared if given:
+    the architecture covers it, and its name makes a plainer message.
+
+    Raises ProfileMismatchError for another family, number of scales or architecture, and when
+    ``strict`` for other weights.
+    """
+    model = profile.model
+
+    def mismatch(field: str, expected: object, found: object, was: str, has: str) -> Exception:
+        message = f"profile was calibrated for {was}, model {has}. Recalibrate: {repair}"
+        return ProfileMismatchError(message, field=field, expected=expected, found=found)
+
+    if family is not None and model.family != family:
+        raise mismatch("family", model.family, family, f"family {model.family}", f"is {family}")
+    counts = [len(sizes) for sizes in model.schedules.values()]
+    if len(schedule) not in counts:
+        was = " or ".join(dict.fromkeys(map(_spoken, model.schedules.values())))
+        has = f"has {_spoken(schedule).replace('scales ', '')}"
+        raise mismatch("schedules", counts, len(schedule), was, has)
+    if model.architecture != fingerprint.architecture:
+        was = f"architecture {model.architecture[:15]}"
+        has = f"is {fingerprint.architecture[:15]} ({_spoken(schedule)})"
+        raise mismatch("architecture", model.architecture, fingerprint.architecture, was, has)
+    if model.weights is None:
+        return [
+            f"profile is {profile.provenance}, never measured on these weights. Check: {repair}"
+        ]
+    if model.weights == fingerprint.weights:
+        return []
+    error = mismatch(
+        *("weights", model.weights, fingerprint.weights),
+        *(f"weights {model.weights[:15]}", f"has {fingerprint.weights[:15]}: figures may differ"),
+    )
+    if strict:
+        raise error
+    return [str(error)]
+
+
+def _spoken(schedule: Sequence[Sequence[int]]) -> str:
+    return f"{len(schedule)} scales (last {schedule[-1][0]}x{schedule[-1][1]})"

@@ -1,0 +1,114 @@
+"""What a pipeline does and did, scale by scale: asked, done, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .plan import ScaleStep
+from .profile import PlanStep
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One scale of the last generation: what was asked of it and what was done."""
+
+    scale: int
+    grid: str
+    rows: int
+    tokens: int
+    kept_tokens: tuple[int, ...]
+    ms: float
+    asked: str
+    done: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the pipeline does, and what it did last. ``str()`` of it is a table."""
+
+    model: str
+    device: str
+    dtype: str
+    profile: str
+    plan: str
+    notes: tuple[str, ...]
+    rows: tuple[SummaryRow, ...]
+    loop_ms: float
+    decode_ms: float
+    images: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model} on {self.device}, {self.dtype}",
+            f"profile {self.profile}, plan {self.plan}",
+            *self.notes,
+        ]
+        head = ("scale", "grid", "rows", "tokens", "run", "ms", "asked", "done")
+        table = [head] + [
+            (
+                str(row.scale),
+                row.grid,
+                str(row.rows),
+                str(row.tokens),
+                "/".join(map(str, dict.fromkeys(row.kept_tokens))) or "0",
+                f"{row.ms:.1f}" if self.images else "-",
+                row.asked,
+                row.done,
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        if self.images:
+            lines.append(
+                f"last call: {self.images} images, loop {self.loop_ms:.1f} ms, "
+                f"decode {self.decode_ms:.1f} ms"
+            )
+        return "\n".join(lines)
+
+
+def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:
+    skipped = step.run == "skip"
+    kept = (
+        ()
+        if skipped
+        else tuple(g.tokens.keep if g.tokens else step.scale.tokens for g in step.groups)
+    )
+    done = ["skipped"] if skipped else []
+    if not skipped:
+        alone = "cond + cached difference" if step.delta else f"{step.branches[0]} alone"
+        done.append("guided" if len(step.branches) == 2 else alone)
+        if step.weights:
+            done[-1] += f" {step.weights[0]:.3g}"
+        reduced = [g.tokens for g in step.groups if g.tokens]
+        if reduced:
+            one = reduced[0]
+            done.append(f"{len(reduced)}/{len(step.groups)} groups {one.select} + {one.restore}")
+        if step.temperature != 1.0:
+            done.append(f"temperature {step.temperature:g}")
+    return SummaryRow(
+        scale=step.scale.index,
+        grid=f"{step.scale.height}x{step.scale.width}",
+        rows=0 if skipped else batch * len(step.branches),
+        tokens=step.scale.tokens,
+        kept_tokens=kept,
+        ms=ms,
+        asked=_asked(step.asked),
+        done=", ".join(done),
+    )
+
+
+def _asked(step: PlanStep | None) -> str:
+    if step is None:
+        return "-"
+    said = step.model_dump(exclude_defaults=True, exclude={"scale"})
+    tokens = said.pop("tokens", None)
+    parts = [f"{name} {value}" for name, value in said.items()]
+    if tokens:
+        keep = tokens["keep"]
+        ratio = f"{sum(keep) / len(keep):.2g} mean" if isinstance(keep, tuple) else f"{keep:g}"
+        parts.append(f"keep {ratio} {tokens['select']}")
+    return ", ".join(parts) or "full"

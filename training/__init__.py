@@ -1,0 +1,1 @@
+"""Trains the reference checkpoints that ship with the project."""

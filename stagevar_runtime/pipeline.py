@@ -87,7 +87,7 @@ def load(
     encode = (
         text_encoder
         if callable(text_encoder) or model.info.classes
-        else encoder_for(family.family, text_encoder, device)
+        else encoder_for(family.family, text_encoder, device, Path(checkpoint))
     )
     pipeline = Pipeline(model, opened, encode if callable(encode) else None)
     if compile != "off":

@@ -1,0 +1,37 @@
+"""Writes the trained weights as an Infinity checkpoint: published names, safetensors, half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
+
+from ..export import half
+from .data import VOCABULARY
+from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
+
+NAME = "scenes"
+TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
+SAMPLING = {"guidance": "3", "temperature": "1", "top_p": "0.97"}
+
+
+def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list[Path]:
+    """Write transformer, tokenizer and words of a training state dict; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{NAME}.safetensors", folder / TOKENIZER_NAME, folder / (NAME + SUFFIX)]
+    own = {n.removeprefix("transformer."): t for n, t in state.items() if n[:12] == "transformer."}
+    schedule = " ".join(f"{h}x{w}" for h, w in SIZES)
+    save_file(half(own), str(paths[0]), {"schedule": schedule, **SAMPLING})
+    save_file(half(tokenizer.state_dict()), str(paths[1]))
+    words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+    with torch.no_grad():
+        for name, parameter in words.state_dict().items():
+            parameter.copy_(state[f"words.{name}"])
+    save_words(paths[2], words)
+    return paths

@@ -1,6 +1,7 @@
 """Train the text-to-image reference checkpoint: python -m training.train_scenes
 
-Stages run in order and each resumes where it stopped: tokenizer, features, transformer, export.
+Stages run in order and each resumes where it stopped: tokenizer, features, transformer, decoder
+(the tokenizer's, trained on alone), export.
 Then measure with stagevar-probe evaluate.
 """
 
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from .scenes.data import VOCABULARY, training_set
 from .scenes.export import export
 from .scenes.fit import FitPlan, fit
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
-from .scenes.tokenizer import TokenizerPlan, encode, quantize, train_tokenizer
+from .scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
 from .scenes.transformer import TextToImage
 from .state import Interrupted, load_torch, never, save_json, save_torch, stop_on_signals
 
-STAGES = ("tokenizer", "features", "transformer", "export")
+STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
 CHUNK = 3000  # pictures rendered at once
 TOKENIZER_PICTURES = 9000
 
@@ -69,6 +71,20 @@ class Run:
         round_to_half(model)
         if not (self.folder / "tokenizer.json").exists():
             save_json(self.folder / "tokenizer.json", self._ceiling(model))
+        return model
+
+    def decoder(self) -> BSQVAE:
+        """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
+        start, plan = self.tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
+        path = self.folder / "decoder.pt"
+        saved = load_torch(path)
+        done = saved is not None and saved["spent"] >= plan.minutes * 60
+        pixels = torch.empty(0) if done else training_set(TOKENIZER_PICTURES, seed=6)[0]
+        log, files = self.logger("decoder"), (path, self.device)
+        model = train_tokenizer(TOKENIZER, pixels, SIZES, plan, *files, log, self.stop, start)
+        round_to_half(model)
+        if not (self.folder / "decoder.json").exists():
+            save_json(self.folder / "decoder.json", self._ceiling(model))
         return model
 
     @torch.inference_mode()
@@ -127,7 +143,7 @@ class Run:
 
     def export(self) -> None:
         """Write the files that ship."""
-        for path in export(self.transformer(), self.tokenizer(), self.args.output):
+        for path in export(self.transformer(), self.decoder(), self.args.output):
             print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -138,7 +154,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("checkpoints/scenes"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokenizer-minutes", type=float, default=12.0)
-    parser.add_argument("--pictures", type=int, default=30000, help="training pictures")
+    parser.add_argument("--decoder-minutes", type=float, default=10.0)
+    parser.add_argument("--pictures", type=int, default=36000, help="training pictures")
     parser.add_argument("--minutes", type=float, default=60.0, help="transformer's training time")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -156,6 +173,7 @@ def main(argv: list[str] | None = None) -> int:
             "tokenizer": run.tokenizer,
             "features": run.features,
             "transformer": run.transformer,
+            "decoder": run.decoder,
             "export": run.export,
         }
         with stop_on_signals() as run.stop:

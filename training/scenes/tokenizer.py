@@ -1,8 +1,10 @@
 """Trains the binary spherical tokenizer on rendered scenes: crops first, whole pictures last.
 
 A crop of half the side costs a quarter and teaches the same edges; whole pictures then teach the
-schedule that is used. The decoder can go on alone afterwards: tokens stay what they were. The loss is L1 + L2 with a straight-through gradient and a commitment to the
-codes. Source of the quantiser: Infinity (arXiv 2412.04431), ``models/bsq_vae/multiscale_bsq.py``.
+schedule that is used. The decoder can go on alone afterwards: tokens stay what they were.
+
+The loss is L1 + L2 with a straight-through gradient and a commitment to the codes. Source of the
+quantiser: Infinity (arXiv 2412.04431), ``models/bsq_vae/multiscale_bsq.py``.
 """
 
 from __future__ import annotations

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagevar_probe.scenes import passed
+from stagevar_probe.scenes import VOCABULARY, passed, training_set
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import WordEncoder
 
 from .export import round_to_half
-from .scenes.data import VOCABULARY, training_set
 from .scenes.export import export
 from .scenes.fit import FitPlan, fit
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config

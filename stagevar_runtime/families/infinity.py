@@ -125,8 +125,13 @@ class Infinity:
         if "schedule" in said:
             options = {"schedule": said["schedule"], **options}
         model = cls.from_tensors(opened.tensors, codes, device, dtype, options, size)
-        own = {n: float(said[n]) for n in ("guidance", "temperature", "top_p") if n in said}
-        model.default_sampling = replace(model.default_sampling, **own)
+        own = model.default_sampling
+        model.default_sampling = replace(
+            own,
+            guidance=float(said.get("guidance", own.guidance)),
+            temperature=float(said.get("temperature", own.temperature)),
+            top_p=float(said.get("top_p", own.top_p)),
+        )
         return model
 
     @classmethod

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stagevar_probe.scenes import VOCABULARY
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
 
 from ..export import half
-from .data import VOCABULARY
 from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
 
 NAME = "scenes"

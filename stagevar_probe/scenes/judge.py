@@ -1,41 +1,25 @@
-"""Scenes of coloured shapes: a closed grammar of captions, and a rule that judges a picture by one.
+"""A rule that judges a picture by its caption, without any network.
 
 What GenEval asks of photographs with a detector, asked of flat shapes by arithmetic, so that anyone
-can recompute it: colour mask → connected components → best-fitting shape. The six kinds and their
-rules are GenEval's (Ghosh et al., arXiv 2310.11513): ``single_object``, ``two_object``,
-``counting``, ``colors``, ``position``, ``color_attr``.
+can recompute it: colour mask → connected components → best-fitting shape. The rules are GenEval's
+(Ghosh et al., arXiv 2310.11513).
 
 Shapes: image (3, H, W) in [0, 1]; mask (H, W) of booleans.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "orange": (240, 140, 30),
-    "yellow": (235, 220, 40),
-    "green": (40, 170, 60),
-    "cyan": (40, 200, 210),
-    "blue": (40, 70, 220),
-    "purple": (140, 50, 200),
-    "pink": (245, 90, 170),
-}
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
-PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES}
-NUMBERS = {"two": 2, "three": 3, "four": 4}
-POSITIONS = ("left of", "right of", "above", "below")
-KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+from .captions import COLORS, SHAPES, Asked, Scene, parse
+from .shapes import shape_mask
 
 MIN_CHROMA = 0.24  # of a coloured pixel: largest minus smallest channel; backgrounds are grey
 MIN_AREA = 0.003  # of an object, as a share of the image
@@ -43,38 +27,6 @@ MIN_FIT = 0.68  # overlap (intersection over union) with the shape, below which 
 MIN_PURITY = 0.6  # share of an object's pixels that have its colour
 MIN_OFFSET = 0.06  # between centres, as a share of the side, for a position to hold
 GRID = 32  # side of the grid that shapes are compared on
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One requirement: ``count`` objects of a shape, of a colour if one is said."""
-
-    shape: str
-    color: str | None = None
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a caption asks. ``position``: of the first object, seen from the second."""
-
-    kind: str
-    objects: tuple[Asked, ...]
-    position: str | None = None
-
-    def metadata(self, prompt: str) -> dict[str, object]:
-        """A line of GenEval's ``evaluation_metadata.jsonl``."""
-        include: list[dict[str, object]] = []
-        for asked in self.objects:
-            color = {"color": asked.color} if asked.color else {}
-            include.append({"class": asked.shape, "count": asked.count, **color})
-        if self.position:
-            include[0]["position"] = [self.position, 1]
-        line: dict[str, object] = {"tag": self.kind, "include": include, "prompt": prompt}
-        if self.kind == "counting":
-            asked = self.objects[0]
-            line["exclude"] = [{"class": asked.shape, "count": asked.count + 1}]
-        return line
 
 
 @dataclass(frozen=True)
@@ -96,112 +48,6 @@ class Found:
         """The colour most pixels have, None where it is mottled."""
         best = max(self.colors, key=self.colors.__getitem__)
         return best if self.colors[best] >= MIN_PURITY else None
-
-
-# -- captions ------------------------------------------------------------------------------------
-
-_COLOR, _SHAPE = "|".join(COLORS), "|".join(SHAPES)
-_ONE = rf"(?:an? )(?:({_COLOR}) )?({_SHAPE})"
-_COUNTED = re.compile(rf"({'|'.join(NUMBERS)}) (?:({_COLOR}) )?({'|'.join(PLURALS)})")
-_PAIR = re.compile(rf"{_ONE} (and|{'|'.join(POSITIONS)}) {_ONE}")
-_SINGLE = re.compile(_ONE)
-
-
-def caption(scene: Scene) -> str:
-    """The caption of a scene; :func:`parse` reads it back."""
-    words = [_phrase(asked) for asked in scene.objects]
-    return f" {scene.position or 'and'} ".join(words)
-
-
-def _phrase(asked: Asked) -> str:
-    color = f"{asked.color} " if asked.color else ""
-    if asked.count == 1:
-        return f"{'an' if color.startswith('o') else 'a'} {color}{asked.shape}"
-    number = next(word for word, n in NUMBERS.items() if n == asked.count)
-    return f"{number} {color}{next(p for p, shape in PLURALS.items() if shape == asked.shape)}"
-
-
-def parse(text: str) -> Scene:
-    """The scene a caption asks for.
-
-    Raises:
-        ValueError: it is no sentence of the grammar.
-    """
-    text = " ".join(text.lower().strip(" .").split())
-    if match := _COUNTED.fullmatch(text):
-        number, color, plural = match.groups()
-        return Scene("counting", (Asked(PLURALS[plural], color, NUMBERS[number]),))
-    if match := _PAIR.fullmatch(text):
-        color, shape, link, other_color, other = match.groups()
-        objects = (Asked(shape, color), Asked(other, other_color))
-        if link != "and":
-            return Scene("position", objects, link)
-        if (shape, color) == (other, other_color):
-            raise ValueError(f"{text!r} asks for the same object twice: say 'two ...'")
-        return Scene("color_attr" if color and other_color else "two_object", objects)
-    if match := _SINGLE.fullmatch(text):
-        color, shape = match.groups()
-        return Scene("colors" if color else "single_object", (Asked(shape, color),))
-    raise ValueError(
-        f"{text!r} is no scene: expected such as 'a red circle', 'three stars', "
-        "'a ring and a cross', 'a heart left of a square'"
-    )
-
-
-# -- shapes --------------------------------------------------------------------------------------
-
-
-@cache
-def shape_mask(shape: str, side: int) -> NDArray[np.float32]:
-    """Coverage (side, side) in [0, 1] of a shape that fills its square."""
-    fine = side * 4
-    image = Image.new("L", (fine, fine))
-    draw, last = ImageDraw.Draw(image), fine - 1
-    if shape in ("circle", "ring"):
-        draw.ellipse((0, 0, last, last), fill=255)
-        if shape == "ring":
-            hole = round(0.26 * last)
-            draw.ellipse((hole, hole, last - hole, last - hole), fill=0)
-    elif shape == "heart":
-        draw.polygon([(x * last, y * last) for x, y in _heart()], fill=255)
-    else:
-        draw.polygon([(x * last, y * last) for x, y in _POLYGONS[shape]], fill=255)
-    small = image.resize((side, side), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
-
-
-def _star() -> list[tuple[float, float]]:
-    angles = np.pi * np.arange(10) / 5 - np.pi / 2
-    radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
-    return _fitted(radii * np.cos(angles), radii * np.sin(angles))
-
-
-def _heart() -> list[tuple[float, float]]:
-    t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return _fitted(16 * np.sin(t) ** 3, -up)
-
-
-def _fitted(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Points moved and stretched to fill the unit square."""
-    x, y = (x - x.min()) / np.ptp(x), (y - y.min()) / np.ptp(y)
-    return list(zip(x.tolist(), y.tolist(), strict=True))
-
-
-_A, _B = 0.32, 0.68  # the arms of a cross
-_POLYGONS: dict[str, list[tuple[float, float]]] = {
-    "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
-    "triangle": [(0.5, 0), (1, 1), (0, 1)],
-    "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-    "star": _star(),
-    "cross": [
-        *((_A, 0), (_B, 0), (_B, _A), (1, _A), (1, _B), (_B, _B)),
-        *((_B, 1), (_A, 1), (_A, _B), (0, _B), (0, _A), (_A, _A)),
-    ],
-}
-
-
-# -- judging -------------------------------------------------------------------------------------
 
 
 @cache

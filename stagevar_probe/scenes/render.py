@@ -1,4 +1,4 @@
-"""Renders scenes of coloured shapes with exact captions: the text-to-image training data.
+"""Renders scenes of coloured shapes with exact captions: training data and real pictures.
 
 Some (colour, shape) pairs never occur in training, and some captions of two objects neither, so
 that held-out prompts can ask for combinations nobody showed.
@@ -18,26 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stagevar_probe.scenes import (
-    COLORS,
-    NUMBERS,
-    PLURALS,
-    POSITIONS,
-    SHAPES,
-    Asked,
-    Scene,
-    caption,
-    shape_mask,
-)
+from .captions import COLORS, POSITIONS, SHAPES, Asked, Scene, caption
+from .shapes import shape_mask
 
 SIDE = 128
-VOCABULARY = (
-    *("a", "an", "and", "left", "right", "of", "above", "below"),
-    *NUMBERS,
-    *COLORS,
-    *SHAPES,
-    *PLURALS,
-)
 HELD_OUT_PAIRS = 0.15  # share of (colour, shape) pairs
 HELD_OUT_CAPTIONS = 0.10  # share of captions of two objects
 GAP = 6  # pixels between objects at least

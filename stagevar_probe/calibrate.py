@@ -145,6 +145,8 @@ class Calibration:
             "batch": self.settings.batch,
             "sampling": asdict(self.sampling),
             "metric": self.quality.name,
+            "features": self.quality.features.name,
+            "likeness": self.quality.perceptual.likeness,
             "max_loss": self.settings.max_loss,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "hardware": hardware(self.model),

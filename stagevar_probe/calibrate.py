@@ -147,6 +147,7 @@ class Calibration:
             "metric": self.quality.name,
             "features": self.quality.features.name,
             "likeness": self.quality.perceptual.likeness,
+            "reference": self.quality.features.source,
             "max_loss": self.settings.max_loss,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "hardware": hardware(self.model),

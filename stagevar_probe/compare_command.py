@@ -93,6 +93,8 @@ def compare(
         "sampling": asdict(sampling),
         "metric": quality.name,
         "features": quality.features.name,
+        "likeness": quality.perceptual.likeness,
+        "reference": quality.features.source,
         "dtype": str(model.dtype).removeprefix("torch."),
         "hardware": hardware(model),
         "version": stagevar_runtime.__version__,

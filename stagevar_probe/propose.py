@@ -244,6 +244,8 @@ def build_profile(
                 top_p=job["sampling"]["top_p"],
             ),
             hardware=job["hardware"] | {"batch": job["batch"]},
+            features=job.get("features"),
+            likeness=job.get("likeness"),
         ),
         stages=Stages(
             structure=Boundary(

@@ -31,13 +31,15 @@ class Features:
         kid: what a kernel distance over these features is called.
         function: the network.
         reference: features ``(N, F)`` of real pictures.
-        size: height and width of the real pictures; made ones must have them too.
+        source: where the real pictures are from, if not from the scorer.
+        size: their height and width; made ones must have them too.
     """
 
     name: str
     kid: str
     function: Callable[[Tensor], Tensor]
     reference: Tensor | None = None
+    source: str | None = None
     size: tuple[int, int] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -113,7 +115,12 @@ def with_reference(features: Features, folder: Path) -> Features:
                     f"{paths[0].name} is {size[0]}x{size[1]}; expected one size"
                 )
         seen.append(features.function(torch.stack(pictures)))
-    return replace(features, reference=torch.cat(seen), size=(size[0], size[1]))
+    return replace(
+        features,
+        reference=torch.cat(seen),
+        source=f"{len(paths)} pictures in {folder.name}",
+        size=(size[0], size[1]),
+    )
 
 
 def _pixels(path: Path) -> Tensor:

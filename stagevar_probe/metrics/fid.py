@@ -21,12 +21,12 @@ def fid(real: Tensor, made: Tensor, batch: int = 64) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        metric = FrechetInceptionDistance(feature=2048, normalize=True)
+        metric = FrechetInceptionDistance(feature=2048)
     except ImportError as error:
         raise missing("FID", "torchmetrics with torch-fidelity", "metrics-net") from error
     except OSError as error:
         raise CalibrationError(f"FID: Inception's weights cannot be loaded ({error})") from error
     for images, is_real in ((real, True), (made, False)):
         for part in images.split(batch):
-            metric.update(part.float(), real=is_real)
+            metric.update(part.float().mul(255).round().byte(), real=is_real)
     return float(metric.compute())

@@ -19,7 +19,7 @@ from .wheels import wheel_file, wheel_weights
 PACKAGE = "stlpips_pytorch"
 SMALLEST = 64  # the side it was trained at; smaller pictures are enlarged to it
 LARGEST = 256  # the shorter side of larger pictures is reduced to it
-PIXELS = 1 << 20  # looked at in one go, so that memory stays small
+PIXELS = 1 << 19  # looked at in one go, so that memory stays small
 
 # The layers of five slices: c convolution, r ReLU, p maximum over a window, d blur and halve.
 # Every slice ends in the activations that are compared.
@@ -67,10 +67,8 @@ class StLpips:
                 layer += 1
             unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
             ours, theirs = unit.chunk(2)
-            weighted = F.conv2d(
-                (ours - theirs).square(), self.tensors[f"lin{index}.model.1.weight"]
-            )
-            total += weighted.mean((1, 2, 3))
+            weight = self.tensors[f"lin{index}.model.1.weight"]
+            total += F.conv2d((ours - theirs).square(), weight).mean((1, 2, 3))
         return total
 
     def _layer(self, kind: str, name: str, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """ST-LPIPS: a perceptual distance that a shift by a pixel does not fool.
 
 The network of Ghildyal & Liu, "Shift-tolerant perceptual similarity metric", ECCV 2022, written
-anew here. Its weights come from the wheel ``stlpips_pytorch``, which is never imported.
+anew here. Its weights come from the wheel ``stlpips_pytorch`` (BSD-2), which is never imported: it
+would need torchvision and IPython, and some of its files are under a non-commercial licence.
 """
 
 from __future__ import annotations

@@ -23,10 +23,12 @@ from .compare_command import compare as compare_all
 from .measured_commands import merge as merge_files
 from .measured_commands import report as report_again
 from .measured_commands import solve as solve_again
+from .metrics.features import CHOICES
 from .ranks import joined
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LOSS = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -37,7 +39,11 @@ def measuring(function: F) -> F:
     """Options of every command that scores pictures."""
     for option in (
         click.option("--prompts", type=FILE, help="Labels or prompts, .txt or .jsonl."),
-        click.option("--metric", help="agreement, ssim-to-exact, or module:function."),
+        click.option(
+            "--metric", help="agreement, ssim-to-exact, clip-score[=FOLDER] or module:function."
+        ),
+        click.option("--features", help=f"For distribution and semantics: {CHOICES}."),
+        click.option("--reference", type=FOLDER, help="Folder of real pictures, for the KID."),
     ):
         function = option(function)
     return function
@@ -118,7 +124,10 @@ def _log(as_json: bool, quiet: bool, verbose: bool) -> None:
 
 
 def _options(kwargs: dict[str, Any]) -> commands.ModelOptions:
-    names = ("tokenizer", "device", "seed", "batch", "prompts", "metric", "text_encoder")
+    names = (
+        *("tokenizer", "device", "seed", "batch", "prompts", "text_encoder"),
+        *("metric", "features", "reference"),
+    )
     sampling = {
         name: kwargs[name]
         for name in ("guidance", "temperature", "top_k", "top_p")

@@ -34,7 +34,7 @@ from .inputs import (
     read_lines,
 )
 from .measurements import KIND, load_measurements
-from .metrics.quality import find_quality
+from .metrics.quality import Quality, find_quality
 from .progress import duration, meter
 from .ranks import ALONE, Ranks, local_device
 from .sheet import contact_sheet, save_png
@@ -75,6 +75,8 @@ class ModelOptions:
     batch: int = 16
     prompts: Path | None = None
     metric: str | None = None
+    features: str | None = None
+    reference: Path | None = None
     text_encoder: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +93,11 @@ class ModelOptions:
             options=self.options,
             text_encoder=self.text_encoder,
         )
+
+    def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
+        """What pictures are scored by."""
+        classes = pipeline.model.info.classes
+        return find_quality(self.metric, checkpoint, classes, self.features, self.reference)
 
     def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
         """Calibration or held-out inputs for the family."""
@@ -125,7 +132,7 @@ def calibrate(
         check_writable(outputs.profile, outputs.measurements, outputs.report)
     pipeline = options.load(checkpoint)
     kind = "labels" if pipeline.model.info.classes else "prompts"
-    quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
+    quality = options.quality(checkpoint, pipeline)
     job = Calibration(
         pipeline,
         options.inputs(pipeline, count or COUNTS[kind][0], held_out=False),
@@ -189,7 +196,8 @@ def calibrate(
 
 def figures_table(figures: dict[str, dict[str, Any]]) -> str:
     """Held-out figures of plans as a table."""
-    head = ("plan", "loss [95 %]", "score", "KID", "PSNR", "transformer", "loop", "total")
+    kid = next(iter(figures.values())).get("kid_name", "KID")
+    head = ("plan", "loss [95 %]", "score", kid, "PSNR", "transformer", "loop", "total")
     rows = [head]
     for name, f in figures.items():
         network = f["exact_transformer_ms"] / f["transformer_ms"]
@@ -284,7 +292,7 @@ def validate(
         logger.warning(warning)
     pipeline.profile = profile
     sampling = pipeline.sampling(**options.sampling)
-    quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
+    quality = options.quality(checkpoint, pipeline)
     model = pipeline.model
     chosen = list(names) or list(profile.plans)
     plans = {EXACT: compile_plan((), model.info, model.scales(), sampling)} | {

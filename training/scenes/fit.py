@@ -1,4 +1,7 @@
-"""Trains the text-to-image transformer on stored features, within a budget of time."""
+"""Trains the text-to-image transformer on stored features, within a budget of time.
+
+Several processes (torchrun) share every batch and average their gradients.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +21,26 @@ from stagevar_runtime.families.bsq_vae import BSQVAE
 from ..fit import Average
 from ..state import Interrupted, load_torch, never, save_torch
 from .transformer import TextToImage, parameters_by_decay, teacher
+
+
+def _agreed(values: list[float]) -> list[float]:
+    """The first process's values."""
+    if not dist.is_initialized():
+        return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.tolist()
+
+
+def _average_gradients(parameters: Sequence[torch.nn.Parameter], world: int) -> None:
+    if world == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,7 @@ def fit(
         lr=0.0,
         betas=(0.9, 0.97),
     )
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     ids, mask = (t.to(device) for t in model.words.numbered(captions))
     step, spent, seen = 0, 0.0, 0
     by_prefix = {count: 1e-6 for count, _, _ in plan.prefixes}
@@ -93,13 +118,18 @@ def fit(
 
     lengths = torch.tensor([h * w for h, w in model.sizes])
     since_save, mark = 0.0, time.monotonic()
-    while (progress := spent / (plan.minutes * 60)) < 1:
-        if stop():
-            save()
-            raise Interrupted
+    while True:
         # the prefix that has had least of its share of the time
-        count, batch, _ = min(plan.prefixes, key=lambda p: by_prefix[p[0]] / p[2])
-        torch.manual_seed(plan.seed * 1_000_003 + step)
+        due = min(plan.prefixes, key=lambda p: by_prefix[p[0]] / p[2])
+        wish, spent, asked = _agreed([due[0], spent, stop()])
+        if (progress := spent / (plan.minutes * 60)) >= 1:
+            break
+        if asked:
+            if rank == 0:
+                save()
+            raise Interrupted
+        count, batch = next((c, b // world) for c, b, _ in plan.prefixes if c == wish)
+        torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
         index = torch.randint(len(features), (batch,))
         flips = torch.rand(batch, device=device) * plan.flips
         inputs, target = teacher(
@@ -118,14 +148,15 @@ def fit(
             group["lr"] = plan.learning_rate * rate * min(1.0, (step + 1) / plan.warmup)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        _average_gradients([*matrices, *others], world)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model, step)
         now = time.monotonic()
         by_prefix[count] += now - mark
         spent, since_save, mark = spent + now - mark, since_save + now - mark, now
-        seen += batch
-        if step % 50 == 0:
+        seen += batch * world
+        if step % 50 == 0 and rank == 0:
             log(
                 {
                     "step": step,
@@ -137,11 +168,12 @@ def fit(
                 }
             )
         step += 1
-        if since_save > save_every_s:
+        if since_save > save_every_s and rank == 0:
             save()
             since_save = 0.0
             if on_save is not None:
                 on_save(average.state_dict(model), step)
             mark = time.monotonic()
-    save()
+    if rank == 0:
+        save()
     return average.state_dict(model)

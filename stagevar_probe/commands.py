@@ -30,8 +30,10 @@ from .inputs import (
     balanced_labels,
     builtin_prompts,
     given_labels,
+    prompts_beside,
     prompts_from,
     read_lines,
+    split_prompts,
 )
 from .measurements import KIND, load_measurements
 from .metrics.quality import Quality, find_quality
@@ -97,14 +99,25 @@ class ModelOptions:
     def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
         """What pictures are scored by."""
         classes = pipeline.model.info.classes
-        return find_quality(self.metric, checkpoint, classes, self.features, self.reference)
+        metric = self.metric or pipeline.metadata.get("metric")
+        return find_quality(metric, checkpoint, classes, self.features, self.reference)
+
+    def lines(self, pipeline: Pipeline, held_out: bool) -> tuple[list[str], str]:
+        """Prompts and where they are from: asked for, beside the checkpoint, or the project's."""
+        if self.prompts:
+            return read_lines(self.prompts), self.prompts.name
+        own = prompts_beside(pipeline.path)
+        return (
+            (split_prompts(own, held_out), own.name)
+            if own
+            else (builtin_prompts(held_out), "builtin-64")
+        )
 
     def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
         """Calibration or held-out inputs for the family."""
         model = pipeline.model
         if not model.info.classes:
-            lines = read_lines(self.prompts) if self.prompts else builtin_prompts(held_out)
-            name = self.prompts.name if self.prompts else "builtin-64"
+            lines, name = self.lines(pipeline, held_out)
             return prompts_from(lines, name, count, self.seed, pipeline.read_condition, held_out)
         if self.prompts is None:
             return balanced_labels(model, count, self.seed, held_out)

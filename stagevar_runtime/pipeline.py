@@ -140,7 +140,7 @@ class Pipeline:
 
     def __init__(self, model: ScaleModel, opened: Checkpoint, encode: Encode | None = None) -> None:
         self.model, self.encode = model, encode
-        self.path = opened.path
+        self.path, self.metadata = opened.path, opened.metadata
         self._opened = opened
         self.profile: Profile | None = None
         self.profile_source = "none"

@@ -1,8 +1,9 @@
 """How good a picture is: one score an image, and features for the distribution of many.
 
-Four metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
-checkpoint (``model.scorer.safetensors``); CLIP score for prompts; a user's own ``module:function``;
-and, where nothing is known, likeness to the exact path's image (SSIM, no network).
+Five metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
+checkpoint (``model.scorer.safetensors``); a rule for scenes of coloured shapes; CLIP score for
+prompts; a user's own ``module:function``; and, where nothing is known, likeness to the exact path's
+image (SSIM, no network).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -138,7 +140,7 @@ def find_quality(
 ) -> Quality:
     """The metric and the features asked for, or fitting.
 
-    ``metric``: agreement, ssim-to-exact, clip-score, clip-score=FOLDER or module:function.
+    ``metric``: agreement, scenes, ssim-to-exact, clip-score, clip-score=FOLDER or module:function.
     ``features``: see :func:`~stagevar_probe.metrics.features.find_features`. ``reference``: a
     folder of real pictures, for the distribution.
 
@@ -148,7 +150,11 @@ def find_quality(
     scorer, wrong = _scorer(checkpoint, classes)
     quality = _metric(metric, checkpoint, classes, scorer, wrong)
     chosen = find_features(features, scorer)
-    quality.features = with_reference(chosen, reference) if reference else chosen
+    if reference:
+        chosen = with_reference(chosen, reference)
+    elif chosen.reference is None and hasattr(quality, "real"):
+        chosen = replace(chosen, reference=chosen(quality.real()), source="rendered scenes")
+    quality.features = chosen
     quality.reference = quality.features.reference
     quality.perceptual = find_perceptual()
     return quality
@@ -175,6 +181,10 @@ def _metric(
         if classes:
             raise CalibrationError(f"{name} compares with prompts, this model draws from labels")
         return ClipScore(source) if source else ClipScore()
+    if name == "scenes":
+        from .scene_rules import SceneRules
+
+        return SceneRules()
     if metric and ":" in metric:
         return Custom(metric, _imported(metric))
     if metric in (None, Agreement.name) and scorer is not None:
@@ -187,7 +197,7 @@ def _metric(
         return Likeness()
     raise CalibrationError(
         f"metric {metric!r} cannot be used with {checkpoint.name}: expected module:function, "
-        f"{Likeness.name}, clip-score, or agreement with "
+        f"{Likeness.name}, clip-score, scenes, or agreement with "
         f"{checkpoint.stem}.scorer.safetensors beside it"
     )
 

@@ -109,6 +109,8 @@ def train_tokenizer(
             },
         )
 
+    if spent >= plan.minutes * 60:
+        return model.eval().requires_grad_(False)
     mark, saved_at = time.monotonic(), time.monotonic()
     while (progress := spent / (plan.minutes * 60)) < 1:
         if stop():

@@ -3,8 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := stagevar_runtime stagevar_probe
 CHECKPOINT := checkpoints/fashion/var_fashion.pth
+SCENES := checkpoints/scenes/scenes.safetensors
 
-.PHONY: venv demo test lint clean bench-gpu
+.PHONY: venv demo demo-t2i test lint clean bench-gpu
 
 venv: $(VENV)/.installed
 
@@ -20,6 +21,15 @@ demo: venv
 	@echo "profile   $(CHECKPOINT:.pth=.stagevar.yaml)"
 	@echo "report    $(CHECKPOINT:.pth=.stagevar.report.html)"
 	@echo "sheet     demo/contact_sheet.png (exact above, accelerated below)"
+
+# The same for the text-to-image reference checkpoint: longer, so not the first thing to see.
+demo-t2i: venv
+	mkdir -p demo
+	$(BIN)/stagevar-probe calibrate $(SCENES)
+	$(BIN)/stagevar-probe generate $(SCENES) --compare --output demo/scenes_sheet.png
+	@echo "profile   $(SCENES:.safetensors=.stagevar.yaml)"
+	@echo "report    $(SCENES:.safetensors=.stagevar.report.html)"
+	@echo "sheet     demo/scenes_sheet.png (exact above, accelerated below)"
 
 # pytest's own summary is the last line: coverage reports before it.
 test: venv

@@ -387,8 +387,8 @@ def _wanted(
         if texts or labels is not None:
             raise StagevarError(f"got {got}, but the {info.family} family draws from {takes}")
     if not info.classes:
-        given = read_lines(options.prompts) if options.prompts else builtin_prompts(True)[:4]
-        return list(texts) or given
+        lines, _ = options.lines(pipeline, held_out=True)
+        return list(texts) or (lines if options.prompts else lines[:8])
     if labels is None:
         return list(range(min(16, info.classes)))
     try:

@@ -169,6 +169,11 @@ def _band(values: Any) -> plots.Band:
     return plots.Band(*(list(np.atleast_1d(x)) for x in (mean, low, high)))
 
 
+def _shares(values: Any) -> Any:
+    array = np.asarray(values)
+    return array / np.maximum(array.sum(1, keepdims=True), 1e-12)
+
+
 def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list[Any]:
     assert measured.costs and profile.stages
     job = measured.job
@@ -247,6 +252,15 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
             ),
             "Likeness of the picture after each scale to the final one: cosine of features "
             f"({job.get('features', 'of the metric')}), {job.get('likeness', 'SSIM')}.",
+        )
+    )
+    change = {"low": _band(_shares(measured.low)), "high": _band(_shares(measured.high))}
+    figures.append(
+        (
+            "Frequency change",
+            plots.cfg_sensitivity(names[1:], change, "share of all its change"),
+            "Of all that the low (below a quarter of Nyquist) and the high spatial frequencies of "
+            "the decoded picture change, how much changes at each scale (mean squares).",
         )
     )
     figures.append(

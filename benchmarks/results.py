@@ -1,0 +1,160 @@
+"""Make docs/results.md from committed results, or keep new results first.
+
+python benchmarks/results.py                                       # the page, from what is kept
+python benchmarks/results.py curves NAME MODEL.stagevar.measurements.json   # keep curves of a model
+python benchmarks/results.py evaluation MODEL.evaluation.json               # keep an evaluation
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stagevar_probe.evaluate import SHORT
+from stagevar_probe.measurements import load_measurements
+from stagevar_probe.report import plots
+from stagevar_probe.statistics import bootstrap_mean
+from stagevar_probe.story import report_data
+from stagevar_runtime.profile import load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/results"
+PAGE = ROOT / "docs/results.md"
+EVALUATION = RESULTS / "scenes-evaluation.json"
+CURVES = {
+    "Stages": "stages",
+    "Frequency change": "frequency",
+    "Feature rank": "rank",
+    "Guidance sensitivity": "sensitivity",
+    "What dropping guidance costs": "dropping",
+}
+
+
+def keep_curves(name: str, path: Path) -> None:
+    """Write the curves of a calibration as figures and as numbers with intervals."""
+    measured = load_measurements(path)
+    stem = path.name.removesuffix(".measurements.json")
+    profile = load_profile(path.with_name(f"{stem}.yaml"))
+    DOCS.mkdir(parents=True, exist_ok=True)
+    for figure in report_data(measured, profile)["figures"]:
+        if figure["title"] in CURVES:
+            target = DOCS / f"{name}-{CURVES[figure['title']]}.svg"
+            target.write_text(figure["svg"] + "\n", encoding="utf-8")
+
+    def band(values: Any) -> list[list[float]]:
+        return [[round(float(x), 5) for x in part] for part in bootstrap_mean(values)]
+
+    stages = profile.stages
+    assert stages is not None
+    kept = {
+        "job": measured.job,
+        "images": len(measured.semantic),
+        "semantic": band(measured.semantic),
+        "structural": band(measured.structural),
+        "low": band(measured.low),
+        "high": band(measured.high),
+        "sensitivity": {
+            str(k): {branch: band(values) for branch, values in branches.items()}
+            for k, branches in measured.sensitivity.items()
+        },
+        "ranks": [m.model_dump(mode="json", exclude_none=True) for m in profile.measurements],
+        "stages": stages.model_dump(mode="json", exclude_none=True),
+        "validation": {
+            plan: figures
+            for plan, figures in measured.validation.items()
+            if isinstance(figures, dict) and "loop_ms" in figures
+        },
+        "plans": {
+            plan: [step.model_dump(mode="json", exclude_defaults=True) for step in made.steps]
+            for plan, made in profile.plans.items()
+        },
+    }
+    target = RESULTS / f"{name}-curves.json"
+    target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def keep_evaluation(path: Path) -> None:
+    """Copy an evaluation and draw its Pareto plot."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    EVALUATION.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    points: dict[bool, list[plots.Point]] = {True: [], False: []}
+    for row in found["rows"]:
+        own = row["kind"] in ("plan", "exact")
+        ms = row["total_ms"] / row["batch"]
+        points[own].append(plots.Point(ms, *row["passed_loss"], row["name"][:28]))
+    svg = plots.frontier(points[True], None, "scene pass rate lost", points[False])
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / "scenes-pareto.svg").write_text(svg + "\n", encoding="utf-8")
+
+
+def evaluation_table(found: Mapping[str, Any]) -> str:
+    """METHODS' table of published methods, rebuilt: speed, pass rate, distribution, fidelity."""
+    job, rows = found["job"], found["rows"]
+    machine, first = job["hardware"], rows[0]
+    lines = [
+        f"{first['images']} held-out prompts of the scenes suite, guidance "
+        f"{job['sampling']['guidance']:g}, batch {first['batch']}, {job['dtype']}, "
+        f"{machine['device']} ({machine['machine']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals.",
+        "",
+        "| method | ms an image | end to end | loop only | scenes passed | lost to exact | "
+        f"{job['features']}-KID | lost KID | perceptual distance | PSNR |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        same = row["name"] == "exact"
+        near = row["perceptual"][0] if "perceptual" in row else 1 - row["ssim"][0]
+        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.get("kid_loss", (0, 0, 0)))
+        cells = (
+            row["name"],
+            f"{row['total_ms'] / row['batch']:.1f}",
+            f"{row['speedup_total'][0]:.2f}x",
+            f"{row['speedup_loop'][0]:.2f}x",
+            "{:.3f} [{:.3f}, {:.3f}]".format(*row["passed"]),
+            "-" if same else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["passed_loss"]),
+            f"{row['kid']:.2f}" if "kid" in row else "-",
+            "-"
+            if same or "kid" not in row
+            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["kid_loss"]),
+            "-" if same else f"{near:.4f}",
+            "-" if same else f"{row['psnr'][0]:.1f} dB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def kinds_table(found: Mapping[str, Any]) -> str:
+    """Pass rates by GenEval's kinds."""
+    kinds = [kind for kind in SHORT if kind in found["rows"][0]["kinds"]]
+    lines = [f"| method | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
+    for row in found["rows"]:
+        rates = (f"{row['kinds'][kind][0]:.2f}" for kind in kinds)
+        lines.append(f"| {row['name']} | {' | '.join(rates)} |")
+    return "\n".join(lines)
+
+
+def fill(text: str, name: str, made: str) -> str:
+    """Put ``made`` between the two marks of a name."""
+    begin, end = f"<!-- {name}: made by benchmarks/results.py -->", f"<!-- /{name} -->"
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
+
+
+def main() -> None:
+    """Keep what is named, then rewrite the tables of the page."""
+    if sys.argv[1:2] == ["curves"]:
+        keep_curves(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1:2] == ["evaluation"]:
+        keep_evaluation(Path(sys.argv[2]))
+    found = json.loads(EVALUATION.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    text = fill(text, "evaluation", evaluation_table(found))
+    text = fill(text, "kinds", kinds_table(found))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

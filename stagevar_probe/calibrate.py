@@ -16,7 +16,7 @@ import numpy as np
 import stagevar_runtime
 from stagevar_runtime.pipeline import Pipeline, schedule_name
 from stagevar_runtime.plan import Plan, compile_plan
-from stagevar_runtime.profile import PlanStep, Profile, write_profile
+from stagevar_runtime.profile import PlanStep, Profile, profile_path, write_profile
 from stagevar_runtime.sampling import Sampling
 
 from .arms import PUBLISHED, Arm, Menu, default_arms, default_menu, possible
@@ -75,11 +75,7 @@ class Outputs:
     def beside(cls, checkpoint: Path, output: Path | None = None) -> Outputs:
         """``model.stagevar.yaml`` and company beside ``model.pth``, or by the name ``output``."""
         if output is None:
-            output = (
-                checkpoint / "stagevar.yaml"
-                if checkpoint.is_dir()
-                else checkpoint.with_suffix(".stagevar.yaml")
-            )
+            output = profile_path(checkpoint)
         stem = output.name.removesuffix(".yaml")
         return cls(
             output,

@@ -14,11 +14,13 @@ import torch
 
 from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import Conditioning, ModelInfo, ScaleModel, ScaleSpec
+from stagevar_runtime.features import FeatureStep
 from stagevar_runtime.plan import Plan, compile_plan
 from stagevar_runtime.profile import PlanStep, TokenOption
 from stagevar_runtime.sampling import Sampling
 
 FULL = "full"
+COUNTED = ("qkv", "proj", "fc1")  # of the layers that features narrow: text is left out
 Cell = tuple[int, int, str]  # scale, rows 1 or 2, token option
 
 
@@ -104,10 +106,21 @@ def measure_costs(
     )
 
 
-def block_flops(info: ModelInfo, rows: int, tokens: int, cached: int, hidden: float = 4.0) -> float:
+def block_flops(
+    info: ModelInfo,
+    rows: int,
+    tokens: int,
+    cached: int,
+    hidden: float = 4.0,
+    features: FeatureStep | None = None,
+) -> float:
     """Multiply-add FLOPs (2 a product) of one block: projections, attention, feed-forward."""
     d = info.width
-    linear = 2 * tokens * d * d * (4 + 2 * hidden)
+    products = d * d * (4 + 2 * hidden)
+    if features is not None:
+        outputs = [info.layers[name] for name in features.layers if name in COUNTED]
+        products -= sum(d * out - features.rank * (d + out) for out in outputs)
+    linear = 2 * tokens * products
     attention = 4 * tokens * (cached + tokens) * d
     return rows * (linear + attention)
 
@@ -119,7 +132,9 @@ def scale_flops(info: ModelInfo, plan: Plan) -> list[float]:
         for group in step.groups if step.run != "skip" else ():
             run = group.tokens.keep if group.tokens else step.scale.tokens
             for block in group.blocks:
-                totals[k] += block_flops(info, len(step.branches), run, cached[block])
+                totals[k] += block_flops(
+                    info, len(step.branches), run, cached[block], features=step.features
+                )
                 cached[block] += run
     return totals
 

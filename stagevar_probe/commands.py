@@ -122,7 +122,7 @@ def calibrate(
     """``stagevar-probe calibrate``; ``ranks``: the processes that share the work."""
     outputs = Outputs.beside(checkpoint, output)
     if checkpoint.exists() and not dry_run:
-        check_writable(outputs.profile, outputs.measurements, outputs.report)
+        check_writable(outputs.profile, outputs.measurements, outputs.report, outputs.bases)
     pipeline = options.load(checkpoint)
     kind = "labels" if pipeline.model.info.classes else "prompts"
     quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
@@ -283,6 +283,7 @@ def validate(
     ):
         logger.warning(warning)
     pipeline.profile = profile
+    pipeline.use_bases(profile, profile_path)
     sampling = pipeline.sampling(**options.sampling)
     quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
     model = pipeline.model

@@ -26,7 +26,12 @@ from .linear import Narrow, Narrowed, pack_like
 Basis = Literal["pca", "random"]
 Place = tuple[int, int, str]  # scale, group, layer
 KIND = "stagevar-bases-1"
-SUFFIX = ".safetensors"  # of the file beside a profile, in place of .yaml
+
+
+def bases_path(profile: Path) -> Path:
+    """``model.stagevar.safetensors`` beside ``model.stagevar.yaml``; never a checkpoint's name."""
+    stem = profile.stem if profile.stem.split(".")[-1] == "stagevar" else f"{profile.stem}.stagevar"
+    return profile.with_name(f"{stem}.safetensors")
 
 
 class Layer(NamedTuple):
@@ -175,7 +180,7 @@ class Features:
         scale, group, name = place
         raise ProfileError(
             f"scale {scale} asks for {rank} measured directions of what enters {name} in group "
-            f"{group}, but no such basis is there. Keep the {SUFFIX} file beside the profile, "
+            f"{group}, but no such basis is there. Keep the .safetensors file beside the profile, "
             "recalibrate, or use basis: random"
         )
 
@@ -205,8 +210,11 @@ def random_vectors(width: int, rank: int, seed: int) -> Tensor:
 
 def narrowed(model: object, scale: int, step: FeatureStep | None) -> Mapping[int, Narrowed]:
     """What the blocks of ``model`` use at this scale; empty: their own layers."""
-    if step is None:
-        return {}
+    return {} if step is None else features_of(model).at(scale, step)
+
+
+def features_of(model: object) -> Features:
+    """Those of a model whose info names layers: no plan asks others for them."""
     features = getattr(model, "features", None)
-    assert isinstance(features, Features), "a family whose info names layers has features"
-    return features.at(scale, step)
+    assert isinstance(features, Features), "this family has no features"
+    return features

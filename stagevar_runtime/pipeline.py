@@ -20,7 +20,7 @@ from .engine import Generation
 from .errors import CheckpointError, ProfileError, StagevarError
 from .families import Family, recognise
 from .families.base import Conditioning, ScaleModel, ScaleSpec
-from .features import SUFFIX, Bases, Features, narrowed
+from .features import Bases, bases_path, features_of, narrowed
 from .fingerprint import Fingerprint, architecture_hash, weights_hash
 from .graphs import compile_model
 from .plan import Plan, compile_plan
@@ -205,15 +205,13 @@ class Pipeline:
         ``path`` is the profile's; one that is in memory only has its bases beside the checkpoint.
         What is missing is said when a plan asks for it.
         """
-        features = getattr(self.model, "features", None)
-        if not isinstance(features, Features):
+        if not self.model.info.layers:
             return
-        beside = path.with_suffix(SUFFIX)
-        if path == MEMORY:
-            beside = profile_path(self.path).with_suffix(SUFFIX)
-        needed = any(plan.measured_ranks for plan in profile.plans.values())
+        beside = bases_path(profile_path(self.path) if path == MEMORY else path)
+        options = [step.features for plan in profile.plans.values() for step in plan.steps]
+        needed = any(option is not None and option.basis == "pca" for option in options)
         found = [Bases.load(beside, self.fingerprint.weights)] if needed and beside.exists() else []
-        features.use(*found)
+        features_of(self.model).use(*found)
 
     def _find(self, profile: str | Path | Profile | None) -> Found | None:
         if profile is None:

@@ -174,12 +174,6 @@ class Plan(Model):
     steps: tuple[PlanStep, ...]
     expected: Expected | None = None
 
-    @property
-    def measured_ranks(self) -> dict[int, int]:
-        """How many measured directions it needs, by scale."""
-        options = {step.scale: step.features for step in self.steps}
-        return {k: o.rank for k, o in options.items() if o is not None and o.basis == "pca"}
-
     @model_validator(mode="after")
     def _in_order(self) -> Plan:
         scales = [step.scale for step in self.steps]

@@ -23,6 +23,7 @@ from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.pipeline import Pipeline, load
 from stagevar_runtime.profile import load_profile
 
+BASES = ("bases.json", "bases.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -175,7 +176,7 @@ def test_no_resume_starts_afresh(tmp_path: Path, pipeline: Pipeline) -> None:
     job = job_in(tmp_path, pipeline, Interrupting(0), max_loss=0.2)
     with pytest.raises(KeyboardInterrupt):
         job.run(resume=False)
-    assert [path.name for path in partial.iterdir()] == ["job.json"]
+    assert {path.name for path in partial.iterdir()} == {"job.json", *BASES}
 
 
 def test_damaged_partial_state_is_named(tmp_path: Path, pipeline: Pipeline) -> None:
@@ -188,11 +189,16 @@ def test_damaged_partial_state_is_named(tmp_path: Path, pipeline: Pipeline) -> N
 
 
 def test_an_old_profile_stays_until_the_new_one_is_whole(
-    finished, tmp_path: Path, pipeline: Pipeline
+    tmp_path: Path, pipeline: Pipeline, monkeypatch
 ) -> None:
     (tmp_path / "m.stagevar.yaml").write_text("old")
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Calibration, "_report", interrupted)  # all is measured by then
     with pytest.raises(KeyboardInterrupt):
-        job_in(tmp_path, pipeline, Interrupting(finished[2] - 1)).run()
+        job_in(tmp_path, pipeline).run()
     assert (tmp_path / "m.stagevar.yaml").read_text() == "old"
 
 
@@ -296,7 +302,7 @@ def test_killed_leaves_no_final_file_and_goes_on(
     assert died.returncode == code, died.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".m.yaml.partial"]
     kept = {path.name for path in (tmp_path / "out" / ".m.yaml.partial").glob("[!.]*")}
-    assert kept == {"job.json", "chunk-00000.json"}
+    assert kept == {"job.json", "chunk-00000.json", *BASES}
     if name == "SIGINT":
         assert "Go on with the same command" in died.stderr and "Traceback" not in died.stderr
         return

@@ -131,7 +131,7 @@ class Features:
 
     def __init__(self, layers: Sequence[Mapping[str, Layer]], groups: Sequence[range]) -> None:
         self.layers, self.groups = layers, groups
-        self._bases: tuple[Bases, ...] = ()
+        self.bases: tuple[Bases, ...] = ()
         self._made: dict[tuple[FeatureStep, int], dict[int, Narrowed]] = {}
 
     @property
@@ -141,7 +141,7 @@ class Features:
 
     def use(self, *bases: Bases) -> None:
         """Take measured bases from these, the first that holds enough; forget what was made."""
-        self._bases = bases
+        self.bases = bases
         self._made.clear()
 
     def at(self, scale: int, step: FeatureStep) -> Mapping[int, Narrowed]:
@@ -174,7 +174,7 @@ class Features:
                 yield i, made
 
     def _measured(self, place: Place, rank: int) -> tuple[Bases, Place]:
-        for bases in self._bases:
+        for bases in self.bases:
             if bases.holds(place, rank):
                 return bases, place
         scale, group, name = place

@@ -113,13 +113,15 @@ class Bases:
                 expected=weights,
                 found=found,
             )
-        places = {name.removesuffix(".vectors") for name in tensors if name.endswith(".vectors")}
         vectors, means = {}, {}
-        for name in sorted(places):
-            scale, group, layer = name.split(".")
-            place = int(scale), int(group), layer
-            vectors[place] = torch.linalg.qr(tensors[f"{name}.vectors"]).Q
-            means[place] = tensors[f"{name}.means"]
+        try:
+            for name in sorted(name for name in tensors if name.endswith(".vectors")):
+                scale, group, layer, _ = name.split(".")
+                place = int(scale), int(group), layer
+                vectors[place] = torch.linalg.qr(tensors[name]).Q
+                means[place] = tensors[name.replace(".vectors", ".means")]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ProfileError(f"{path}: damaged bases at {name} ({error})") from error
         return cls(vectors, means)
 
 
@@ -142,6 +144,10 @@ class Features:
     def use(self, *bases: Bases) -> None:
         """Take measured bases from these, the first that holds enough; forget what was made."""
         self.bases = bases
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was made: it is made again when asked for."""
         self._made.clear()
 
     def at(self, scale: int, step: FeatureStep) -> Mapping[int, Narrowed]:

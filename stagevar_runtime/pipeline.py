@@ -265,6 +265,8 @@ class Pipeline:
 
     def _set(self, steps: tuple[PlanStep, ...], name: str) -> None:
         plan = self._compile(steps, self.model.scales(), self.model.default_sampling)
+        if self.model.info.layers:
+            features_of(self.model).forget()
         for step in plan:
             narrowed(self.model, step.scale.index, step.features)
         self._steps, self.plan_name, self._last = steps, name, None

@@ -17,7 +17,7 @@ from stagevar_runtime.engine import generate, replay, start
 from stagevar_runtime.errors import ProfileError, ProfileMismatchError
 from stagevar_runtime.families.base import Conditioning, ScaleModel
 from stagevar_runtime.families.var import VAR
-from stagevar_runtime.features import Bases, Layer, narrow, random_vectors
+from stagevar_runtime.features import KIND, Bases, Layer, narrow, random_vectors
 from stagevar_runtime.linear import linear
 from stagevar_runtime.plan import compile_plan
 from stagevar_runtime.profile import (
@@ -113,6 +113,8 @@ def test_inputs_within_the_directions_lose_nothing() -> None:
     got = linear(any_x, weight, None, narrow=narrow(layer._replace(bias=None), vectors, mean))
     torch.testing.assert_close(got, nearest @ weight.T)
     unbiased = narrow(layer._replace(bias=None), vectors, None)
+    low = narrow(Layer(layer.module, weight.bfloat16(), bias.bfloat16()), vectors, mean)
+    assert {part.dtype for part in low if part is not None} == {torch.bfloat16}
     assert unbiased.bias is None and (unbiased.down.shape, unbiased.up.shape) == ((3, 8), (12, 3))
 
 
@@ -252,6 +254,10 @@ def test_the_file_is_half_as_large_and_orthonormal_again(tmp_path: Path, tiny_va
     save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors")
     with pytest.raises(ProfileError, match="kind is None"):
         Bases.load(tmp_path / "y.safetensors", HASH)
+    half = {"3.0.qkv.vectors": torch.zeros(4, 2)}
+    save_file(half, tmp_path / "w.safetensors", {"kind": KIND, "weights": HASH})
+    with pytest.raises(ProfileError, match=r"damaged bases at 3\.0\.qkv"):
+        Bases.load(tmp_path / "w.safetensors", HASH)
     (tmp_path / "z.safetensors").write_bytes(b"nothing")
     with pytest.raises(ProfileError, match="cannot be read"):
         Bases.load(tmp_path / "z.safetensors", HASH)

@@ -48,6 +48,7 @@ NOTHING_FASTER = (
     "no faster plan kept the budget, so balanced is the exact path: "
     "allow more (--max-loss), or measure more images (--count)"
 )
+FILES = ("profile", "measurements", "report", "bases")
 COUNTS = {"labels": (192, 1000), "prompts": (64, 64)}  # calibration and held-out images
 
 
@@ -173,6 +174,7 @@ def calibrate(
         "profile": str(job.outputs.profile),
         "measurements": str(job.outputs.measurements),
         "report": str(job.outputs.report),
+        **({"bases": str(job.outputs.bases)} if job.outputs.bases.exists() else {}),
         "satisfied": profile.target.satisfied,
         "max_loss": profile.target.max_loss,
         "plans": {name: figures[name] for name in (EXACT, *profile.plans)},
@@ -182,7 +184,7 @@ def calibrate(
         f"target: {job.goal.said(quality.name)}: "
         + ("met" if profile.target.satisfied else "NOT met"),
         *([] if profile.plan("balanced").steps else [NOTHING_FASTER]),
-        *(f"{name:<13}{result[name]}" for name in ("profile", "measurements", "report")),
+        *(f"{name:<13}{result[name]}" for name in FILES if name in result),
     ]
     return result, "\n".join(text)
 

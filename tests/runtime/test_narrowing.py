@@ -1,4 +1,4 @@
-"""pytest tests/runtime/test_features.py — layers through part of their input, on all tokens."""
+"""pytest tests/runtime/test_narrowing.py — layers through part of their input, on all tokens."""
 
 from __future__ import annotations
 

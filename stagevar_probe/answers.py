@@ -57,7 +57,7 @@ def about_branches(look: Look) -> Answer | None:
         own = [row.name for row in rows if row.facts["branch"] == branch]
         plain[branch] = own[0]
         tuned[branch] = min(own, key=lambda name: look.loss(name)[even].mean())
-    table = [["branch", "tuning", f"{metric} lost (smooth)", "KID", "PSNR"]]
+    table = [["branch", "tuning", f"{metric} lost (smooth)", look.kid, "PSNR"]]
     for row in rows:
         f = look.found.figures[row.name]
         cool = ", cooler" if row.facts["cool"] else ""
@@ -108,7 +108,8 @@ def about_selection(look: Look) -> Answer | None:
     if not cases:
         return None
     even, odd = slice(0, None, 2), slice(1, None, 2)
-    table = [["where", "option", "PSNR to exact", "KID", "lost (smooth)", "loop ms"]]
+    head = ["where", "option", "PSNR to exact", look.kid, "lost (smooth)", "loop ms"]
+    table = [head]
     numbers: dict[str, Any] = {"cases": []}
     parts = []
     for (scales, keep), own in cases.items():
@@ -192,7 +193,8 @@ def about_projection(look: Look) -> Answer | None:
     }
     numbers: dict[str, Any] = {}
     parts = []
-    table = [["where", "projection + cache against", "smooth", "PSNR dB", "KID"]]
+    head = ["where", "projection + cache against", "smooth", "PSNR dB", look.kid]
+    table = [head]
     for (select, restore, scales, keep), row in rows.items():
         if (select, restore) != ("projection", "cache"):
             continue

@@ -20,13 +20,17 @@ from stagevar_runtime.graphs import MODES
 from . import commands
 from .bench import bench as run_bench
 from .compare_command import compare as compare_all
+from .evaluate import SUITES
+from .evaluate_command import evaluate_suite
 from .measured_commands import merge as merge_files
 from .measured_commands import report as report_again
 from .measured_commands import solve as solve_again
+from .metrics.features import CHOICES
 from .ranks import joined
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LOSS = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -37,7 +41,11 @@ def measuring(function: F) -> F:
     """Options of every command that scores pictures."""
     for option in (
         click.option("--prompts", type=FILE, help="Labels or prompts, .txt or .jsonl."),
-        click.option("--metric", help="agreement, ssim-to-exact, or module:function."),
+        click.option(
+            "--metric", help="agreement, ssim-to-exact, clip-score[=FOLDER] or module:function."
+        ),
+        click.option("--features", help=f"For distribution and semantics: {CHOICES}."),
+        click.option("--reference", type=FOLDER, help="Folder of real pictures, for the KID."),
     ):
         function = option(function)
     return function
@@ -118,7 +126,10 @@ def _log(as_json: bool, quiet: bool, verbose: bool) -> None:
 
 
 def _options(kwargs: dict[str, Any]) -> commands.ModelOptions:
-    names = ("tokenizer", "device", "seed", "batch", "prompts", "metric", "text_encoder")
+    names = (
+        *("tokenizer", "device", "seed", "batch", "prompts", "text_encoder"),
+        *("metric", "features", "reference"),
+    )
     sampling = {
         name: kwargs[name]
         for name in ("guidance", "temperature", "top_k", "top_p")
@@ -240,6 +251,36 @@ def compare(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwarg
     _log(as_json, quiet, verbose)
     names = ("profile", "output", "count", "keep", "span", "grid", "dry_run")
     result, text = compare_all(
+        checkpoint,
+        _options(kwargs),
+        quiet=quiet,
+        command=f"stagevar-probe {shlex.join(sys.argv[1:])}",
+        **{name: kwargs[name] for name in names},
+    )
+    _say(as_json, quiet, result, text)
+    return 0
+
+
+@cli.command()
+@click.argument("checkpoint", type=FILE)
+@model_options
+@batch_option
+@measuring
+@common
+@click.option("--suite", default="scenes", show_default=True, type=click.Choice(SUITES))
+@click.option("--profile", type=FILE, help="Its plans take part (default: found).")
+@click.option("--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint).")
+@click.option("--count", default=1050, show_default=True, type=click.IntRange(14), help="Images.")
+@click.option("--dry-run", is_flag=True, help="Say the work and the time, run nothing.")
+def evaluate(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> int:
+    """Score CHECKPOINT by a suite: exact path, presets and plans in one table with time.
+
+    Pass rates by GenEval's kinds with intervals, distribution, distance to the exact path and to
+    training pictures. Writes a report and a JSON file.
+    """
+    _log(as_json, quiet, verbose)
+    names = ("suite", "profile", "output", "count", "dry_run")
+    result, text = evaluate_suite(
         checkpoint,
         _options(kwargs),
         quiet=quiet,

@@ -30,11 +30,13 @@ from .inputs import (
     balanced_labels,
     builtin_prompts,
     given_labels,
+    prompts_beside,
     prompts_from,
     read_lines,
+    split_prompts,
 )
 from .measurements import KIND, load_measurements
-from .metrics.quality import find_quality
+from .metrics.quality import Quality, find_quality
 from .progress import duration, meter
 from .ranks import ALONE, Ranks, local_device
 from .sheet import contact_sheet, save_png
@@ -76,6 +78,8 @@ class ModelOptions:
     batch: int = 16
     prompts: Path | None = None
     metric: str | None = None
+    features: str | None = None
+    reference: Path | None = None
     text_encoder: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -93,12 +97,28 @@ class ModelOptions:
             text_encoder=self.text_encoder,
         )
 
+    def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
+        """What pictures are scored by."""
+        classes = pipeline.model.info.classes
+        metric = self.metric or pipeline.metadata.get("metric")
+        return find_quality(metric, checkpoint, classes, self.features, self.reference)
+
+    def lines(self, pipeline: Pipeline, held_out: bool) -> tuple[list[str], str]:
+        """Prompts and where they are from: asked for, beside the checkpoint, or the project's."""
+        if self.prompts:
+            return read_lines(self.prompts), self.prompts.name
+        own = prompts_beside(pipeline.path)
+        return (
+            (split_prompts(own, held_out), own.name)
+            if own
+            else (builtin_prompts(held_out), "builtin-64")
+        )
+
     def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
         """Calibration or held-out inputs for the family."""
         model = pipeline.model
         if not model.info.classes:
-            lines = read_lines(self.prompts) if self.prompts else builtin_prompts(held_out)
-            name = self.prompts.name if self.prompts else "builtin-64"
+            lines, name = self.lines(pipeline, held_out)
             return prompts_from(lines, name, count, self.seed, pipeline.read_condition, held_out)
         if self.prompts is None:
             return balanced_labels(model, count, self.seed, held_out)
@@ -126,7 +146,7 @@ def calibrate(
         check_writable(outputs.profile, outputs.measurements, outputs.report, outputs.bases)
     pipeline = options.load(checkpoint)
     kind = "labels" if pipeline.model.info.classes else "prompts"
-    quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
+    quality = options.quality(checkpoint, pipeline)
     job = Calibration(
         pipeline,
         options.inputs(pipeline, count or COUNTS[kind][0], held_out=False),
@@ -191,7 +211,8 @@ def calibrate(
 
 def figures_table(figures: dict[str, dict[str, Any]]) -> str:
     """Held-out figures of plans as a table."""
-    head = ("plan", "loss [95 %]", "score", "KID", "PSNR", "transformer", "loop", "total")
+    kid = next(iter(figures.values())).get("kid_name", "KID")
+    head = ("plan", "loss [95 %]", "score", kid, "PSNR", "transformer", "loop", "total")
     rows = [head]
     for name, f in figures.items():
         network = f["exact_transformer_ms"] / f["transformer_ms"]
@@ -287,7 +308,7 @@ def validate(
     pipeline.profile = profile
     pipeline.use_bases(profile, profile_path)
     sampling = pipeline.sampling(**options.sampling)
-    quality = find_quality(options.metric, checkpoint, pipeline.model.info.classes)
+    quality = options.quality(checkpoint, pipeline)
     model = pipeline.model
     chosen = list(names) or list(profile.plans)
     plans = {EXACT: compile_plan((), model.info, model.scales(), sampling)} | {

@@ -24,6 +24,7 @@ from .cost import plan_flops
 from .inputs import Inputs
 from .measure import measure_chunk
 from .measurements import Measurements
+from .metrics.perceptual import UNLIKENESS
 from .metrics.quality import Quality
 from .progress import meter
 from .propose import ALPHA, group_means
@@ -35,6 +36,7 @@ logger = logging.getLogger("stagevar_probe")
 STABLE_IMAGES = 32  # images on which boundaries and ranks are measured, at each guidance
 OTHER_GUIDANCE = 1.5  # of the asked one
 OTHER_SEEDS = 20_000_003  # from those of the compared images
+LOOKED = 128  # images at most whose perceptual distance to exact is measured: it is slow
 STRIP = 8  # pictures kept of every row
 CALM = 1.15  # ratio between times of equal work above which they are called disturbed
 
@@ -125,8 +127,11 @@ class Contest:
         with meter("comparing", len(self.inputs), self.quiet) as tick:
             for begin in range(0, len(self.inputs), self.batch):
                 part = self.inputs.chunk(begin, self.batch)
+                close = begin < LOOKED and self.quality.perceptual is not UNLIKENESS
                 seen.append(
-                    observe_batch(self.model, part, plans, self.sampling, self.quality, visit)
+                    observe_batch(
+                        self.model, part, plans, self.sampling, self.quality, visit, close
+                    )
                 )
                 tick(len(part))
         figures = summarise(self.model, plans, seen, self.quality)
@@ -245,6 +250,11 @@ def as_csv(found: Comparison) -> str:
             line |= {"kid": row["kid"], "kid_low": row["kid_ci95"][0]}
             line |= {"kid_high": row["kid_ci95"][1], "kid_loss": row["kid_loss"][0]}
             line |= {"kid_loss_low": row["kid_loss"][1], "kid_loss_high": row["kid_loss"][2]}
+            line["kid_name"] = row["kid_name"]
+        if "perceptual" in row:
+            names = ("perceptual", "perceptual_low", "perceptual_high")
+            line |= dict(zip(names, row["perceptual"], strict=True))
+            line["perceptual_name"] = row["perceptual_name"]
         table.append(line)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
@@ -253,7 +263,13 @@ def as_csv(found: Comparison) -> str:
     return out.getvalue()
 
 
-HEAD = ("", "total", "x", "loop", "x", "GFLOP", "score", "loss", "KID", "PSNR", "SSIM")
+HEAD = ("", "total", "x", "loop", "x", "GFLOP", "score", "loss")
+
+
+def head(f: Mapping[str, Any]) -> list[str]:
+    """Names of the columns of :func:`cells`, for these figures."""
+    names = [*HEAD, f.get("kid_name", "KID"), "PSNR", "SSIM"]
+    return [*names, f["perceptual_name"]] if "perceptual" in f else names
 
 
 def cells(entry: Entry, f: Mapping[str, Any], best: bool) -> list[str]:
@@ -263,7 +279,7 @@ def cells(entry: Entry, f: Mapping[str, Any], best: bool) -> list[str]:
         return (triple[-1] - triple[-2]) / 2
 
     same = entry.kind == EXACT
-    return [
+    out = [
         ("* " if best else "  ") + entry.name,
         f"{f['total_ms']:.1f} ±{half(f['total_ci95']):.1f}",
         f"{f['speedup_total'][0]:.2f} ±{half(f['speedup_total']):.2f}",
@@ -276,16 +292,19 @@ def cells(entry: Entry, f: Mapping[str, Any], best: bool) -> list[str]:
         "-" if same else f"{f['psnr'][0]:.2f} ±{half(f['psnr']):.2f}",
         "-" if same else f"{f['ssim'][0]:.4f} ±{half(f['ssim']):.4f}",
     ]
+    if "perceptual" in f:
+        out.append("-" if same else f"{f['perceptual'][0]:.4f} ±{half(f['perceptual']):.4f}")
+    return out
 
 
 def as_table(found: Comparison) -> str:
     """The figures as text, with intervals; ``*`` marks what nothing beats in time and loss."""
     front = pareto(found.figures)
-    table = [list(HEAD)] + [
+    table = [head(found.figures[EXACT])] + [
         cells(entry, found.figures[entry.name], entry.name in front)
         for entry in found.lineup.entries
     ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEAD))]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in table

@@ -17,7 +17,6 @@ from .compare_report import write_comparison
 from .contest import Grid
 from .cost import describe_scales, hardware
 from .files import check_writable, write_whole
-from .metrics.quality import find_quality
 from .progress import duration
 
 logger = logging.getLogger("stagevar_probe")
@@ -53,7 +52,7 @@ def compare(
     kind = "labels" if model.info.classes else "prompts"
     fresh = replace(options, seed=options.seed + 1)  # those of `validate`, which chose no plan
     inputs = fresh.inputs(pipeline, count or COUNTS[kind][0], held_out=True)
-    quality = find_quality(options.metric, checkpoint, model.info.classes)
+    quality = options.quality(checkpoint, pipeline)
     sampling = pipeline.sampling(**options.sampling)
     contest = Contest(
         model,
@@ -93,6 +92,9 @@ def compare(
         "seed": options.seed,
         "sampling": asdict(sampling),
         "metric": quality.name,
+        "features": quality.features.name,
+        "likeness": quality.perceptual.likeness,
+        "reference": quality.features.source,
         "dtype": str(model.dtype).removeprefix("torch."),
         "hardware": hardware(model),
         "version": stagevar_runtime.__version__,

@@ -99,19 +99,11 @@ def assemble(
     tile: int = 1,
 ) -> Lineup:
     """Every row of a comparison, the exact path first. ``grid`` None leaves the grid out."""
-    entries, left_out = [Entry(EXACT, EXACT)], {}
+    entries = [Entry(EXACT, EXACT)]
     menu = default_menu(info, sampling)
     entries += _retuned(menu, sampling, info, len(scales))
-    for name in PRESETS:
-        try:
-            entries.append(Entry(name, "preset", tuple(preset(name, info, scales, ranks))))
-        except ProfileError as error:
-            left_out[name] = str(error)
-    if profile is not None:
-        entries += [
-            Entry(f"profile: {name}", "plan", tuple(plan.steps))
-            for name, plan in profile.plans.items()
-        ]
+    named, left_out = presets_and_plans(info, scales, profile, ranks)
+    entries += named
     drafts = [*_drops(menu, sampling, len(scales)), *_skips(len(scales))]
     if grid is not None:
         drafts += [*_tokens(scales, grid), *_joint(menu, scales, grid)]
@@ -123,6 +115,37 @@ def assemble(
             left_out[name] = str(error.errors()[0]["msg"])
             continue
         entries.append(Entry(name, kind, made, facts=facts))
+    return lineup(entries, left_out, info, scales, sampling, tile)
+
+
+def presets_and_plans(
+    info: ModelInfo, scales: tuple[ScaleSpec, ...], profile: Profile | None, ranks: Ranks | None
+) -> tuple[list[Entry], dict[str, str]]:
+    """Every preset and every plan of a profile; the presets that do not fit, with the reason."""
+    entries, left_out = [], {}
+    for name in PRESETS:
+        try:
+            entries.append(Entry(name, "preset", tuple(preset(name, info, scales, ranks))))
+        except ProfileError as error:
+            left_out[name] = str(error)
+    if profile is not None:
+        entries += [
+            Entry(f"profile: {name}", "plan", tuple(plan.steps))
+            for name, plan in profile.plans.items()
+        ]
+    return entries, left_out
+
+
+def lineup(
+    entries: Sequence[Entry],
+    left_out: Mapping[str, str],
+    info: ModelInfo,
+    scales: tuple[ScaleSpec, ...],
+    sampling: Sampling,
+    tile: int = 1,
+) -> Lineup:
+    """Compile entries; those the model cannot run join ``left_out``, equal plans run once."""
+    left_out = dict(left_out)
     plans: dict[str, Plan] = {}
     same: dict[str, str] = {}
     known: dict[Plan, str] = {}

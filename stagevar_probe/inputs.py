@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -87,10 +87,33 @@ def prompts_from(
 def builtin_prompts(held_out: bool) -> list[str]:
     """The project's own prompts, 64 to calibrate with or 64 held out: eight of each of GenEval's
     six kinds, eight scenes, eight styles and long ones."""
+    with as_file(files("stagevar_probe") / "prompts" / "builtin.jsonl") as path:
+        return split_prompts(path, held_out)
+
+
+def prompts_beside(checkpoint: Path) -> Path | None:
+    """``model.prompts.jsonl`` beside ``model.pth``: the prompts a model was made for."""
+    path = checkpoint.with_suffix(".prompts.jsonl")
+    return path if checkpoint.is_file() and path.is_file() else None
+
+
+def split_prompts(path: Path, held_out: bool) -> list[str]:
+    """The prompts of a file whose lines say ``"split": "calibration"`` or ``"held_out"``.
+
+    Raises:
+        CalibrationError: a line is no such object, or the split has none.
+    """
     wanted = "held_out" if held_out else "calibration"
-    text = (files("stagevar_probe") / "prompts" / "builtin.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    return [row["prompt"] for row in rows if row["split"] == wanted]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [str(row["prompt"]) for row in rows if row["split"] == wanted]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(
+            f"{path}: {error!r}; expected lines of JSON with 'prompt' and 'split'"
+        ) from error
+    if not found:
+        raise CalibrationError(f'{path}: no line says "split": "{wanted}"')
+    return found
 
 
 def read_lines(path: str | Path) -> list[str]:

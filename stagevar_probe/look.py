@@ -33,6 +33,7 @@ class Look:
 
     def __init__(self, found: Comparison) -> None:
         self.found = found
+        self.kid = found.quality.features.kid  # what the distance of distributions is called
         self.entries = {entry.name: entry for entry in found.lineup.entries}
 
     def values(self, name: str, key: str) -> Array:

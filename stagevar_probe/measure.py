@@ -13,7 +13,7 @@ from stagevar_runtime.sampling import Sampling
 
 from .arms import EXACT, Arm, Menu, run_chunk
 from .inputs import Inputs
-from .metrics.images import cosine_similarity, psnr, ssim
+from .metrics.images import cosine_similarity, psnr
 from .metrics.quality import Quality
 from .observe import ExactObserver
 from .stages import frequency_change
@@ -46,7 +46,7 @@ def measure_chunk(
     run_chunk(model, inputs, menu, arms, sampling, visit, observer)
     final = quality.features(exact[0])
     semantic = [cosine_similarity(quality.features(p), final) for p in observer.pictures]
-    structural = [ssim(picture, exact[0]) for picture in observer.pictures]
+    structural = [1 - quality.perceptual(p, exact[0]) for p in observer.pictures]
     low, high = frequency_change(observer.pictures)
     return {
         **tables,

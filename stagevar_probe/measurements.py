@@ -25,6 +25,7 @@ JOB_KEYS = (
     *("checkpoint", "family", "architecture", "weights", "schedule_name", "scales", "groups"),
     *("inputs", "seed", "batch", "sampling", "metric", "max_loss", "dtype", "hardware", "version"),
 )
+NEWER_KEYS = ("features", "likeness", "reference")  # older files lack them
 
 
 @dataclass
@@ -205,11 +206,11 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
     job = first.job | {"inputs": dict(first.job["inputs"])}
     out = Measurements(job, first.menu, first.arms, costs=first.costs)
     for part, source in zip(parts, sources, strict=True):
-        for key in [key for key in JOB_KEYS if key not in INPUT_KEYS]:
-            if part.job[key] != first.job[key]:
+        for key in [key for key in (*JOB_KEYS, *NEWER_KEYS) if key not in INPUT_KEYS]:
+            if part.job.get(key) != first.job.get(key):
                 raise CalibrationError(
-                    f"{source}: its {key} is {part.job[key]}, that of {sources[0]} is "
-                    f"{first.job[key]}; only jobs that differ in their inputs can be merged"
+                    f"{source}: its {key} is {part.job.get(key)}, that of {sources[0]} is "
+                    f"{first.job.get(key)}; only jobs that differ in their inputs can be merged"
                 )
         if (part.menu, part.arms) != (first.menu, first.arms):
             raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")

@@ -128,7 +128,11 @@ def _without_repeats(steps: list[PlanStep]) -> tuple[PlanStep, ...]:
 def stages_of(measured: Measurements) -> FoundStages:
     """Stage boundaries from the curves."""
     return find_stages(
-        np.asarray(measured.semantic), np.asarray(measured.structural), seed=measured.job["seed"]
+        np.asarray(measured.semantic),
+        np.asarray(measured.structural),
+        semantic_name=f"semantic similarity ({measured.job.get('features', 'features')})",
+        structural_name=f"structural similarity ({measured.job.get('likeness', 'SSIM')})",
+        seed=measured.job["seed"],
     )
 
 
@@ -242,6 +246,8 @@ def build_profile(
                 top_p=job["sampling"]["top_p"],
             ),
             hardware=job["hardware"] | {"batch": job["batch"]},
+            features=job.get("features"),
+            likeness=job.get("likeness"),
         ),
         stages=Stages(
             structure=Boundary(

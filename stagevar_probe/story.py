@@ -173,6 +173,7 @@ def _band(values: Any) -> plots.Band:
 
 def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list[Any]:
     assert measured.costs and profile.stages
+    job = measured.job
     scales = sorted(measured.sensitivity)
     figures = []
     if scales:
@@ -246,7 +247,8 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
                 structure.ci95,
                 refinement.ci95,
             ),
-            "Likeness of the picture after each scale to the final one.",
+            "Likeness of the picture after each scale to the final one: cosine of features "
+            f"({job.get('features', 'of the metric')}), {job.get('likeness', 'SSIM')}.",
         )
     )
     figures.append(

@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from stagevar_runtime.sampling import Sampling
 
 from .cost import plan_flops
 from .inputs import Inputs
-from .metrics.images import kid, kid_half_width, kid_loss, psnr, ssim
+from .metrics.images import kid_interval, kid_loss, psnr, ssim
 from .metrics.quality import Quality
 from .statistics import bootstrap_statistic, mean_interval, paired_loss
 
@@ -66,10 +65,12 @@ def observe_batch(
     sampling: Sampling,
     quality: Quality,
     visit: Callable[[str, Tensor], None] | None = None,
+    perceptual: bool = False,
 ) -> Batch:
     """Generate one batch by every plan, exact first: scores, features and times of each.
 
-    ``visit(name, images)`` sees the pictures, which are not kept.
+    ``visit(name, images)`` sees the pictures, which are not kept. ``perceptual``: measure that
+    distance to exact too.
     """
     conditioning = part.condition(model)
     exact: Tensor | None = None
@@ -83,7 +84,7 @@ def observe_batch(
         seen[name] = {
             "score": quality.score(images, part.items, exact).tolist(),
             "smooth": quality.smooth(images, part.items, exact).tolist(),
-            "features": quality.features(images).tolist(),
+            "features": [] if quality.reference is None else quality.features(images).tolist(),
             "psnr": psnr(images, exact).clamp_max(99.0).tolist(),
             "ssim": ssim(images, exact).tolist(),
             "transformer": made.transformer_ms,
@@ -91,12 +92,15 @@ def observe_batch(
             "decode": made.decode_ms,
             "scales": made.scale_ms,
         }
+        if perceptual:
+            seen[name]["perceptual"] = quality.perceptual(images, exact).tolist()
     return seen
 
 
 def per_image(seen: Sequence[Batch], name: str, key: str) -> NDArray[np.float64]:
-    """One value (or row of features) an image of a plan, batches in order."""
-    return np.concatenate([np.asarray(batch[name][key], dtype=np.float64) for batch in seen])
+    """One value (or row of features) an image of a plan, batches that have it in order."""
+    own = [batch[name][key] for batch in seen if key in batch[name]]
+    return np.concatenate([np.asarray(values, dtype=np.float64) for values in own])
 
 
 def summarise(
@@ -105,7 +109,8 @@ def summarise(
     """Figures of every plan from what was seen of all batches.
 
     Per plan: ``loss`` of the score (exact minus plan, paired), ``smooth_loss``, ``score``, ``kid``,
-    ``kid_ci95`` and ``kid_loss`` (x 1000) where the metric knows real images, ``psnr``, ``ssim``,
+    ``kid_ci95`` and ``kid_loss`` (x 1000) where real images are known, with ``kid_name``,
+    ``psnr``, ``ssim``, ``perceptual`` with its ``perceptual_name`` where it was measured,
     ``transformer_ms``, ``loop_ms``, ``decode_ms``, ``total_ms`` per batch (full batches only) with
     those of exact,
     ``loop_ci95``, ``total_ci95``, ``speedup_loop``, ``speedup_total``, ``scale_ms``, ``flops`` an
@@ -157,14 +162,13 @@ def _figures(
         "flops": plan_flops(model.info, plan),
     }
     if quality.reference is not None:
-        features = torch.from_numpy(per_image(seen, name, "features"))
-        others = torch.from_numpy(per_image(seen, EXACT, "features"))
-        subset = min(1000, len(features), len(quality.reference))
-        mean = kid(features, quality.reference, 20, subset).mean
-        half = kid_half_width(quality.reference, features)
-        out["kid"] = 1000 * mean
-        out["kid_ci95"] = [1000 * (mean - half), 1000 * (mean + half)]
+        features, others = (per_image(seen, n, "features") for n in (name, EXACT))
+        mean, *ends = (1000 * x for x in kid_interval(features, quality.reference))
+        out |= {"kid": mean, "kid_ci95": ends, "kid_name": quality.features.kid}
         out["kid_loss"] = [1000 * x for x in kid_loss(quality.reference, others, features)]
+    if "perceptual" in seen[0][name]:
+        out["perceptual"] = list(mean_interval(per_image(seen, name, "perceptual")))
+        out["perceptual_name"] = quality.perceptual.name
     return out
 
 

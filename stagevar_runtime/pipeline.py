@@ -89,7 +89,7 @@ def load(
     encode = (
         text_encoder
         if callable(text_encoder) or model.info.classes
-        else encoder_for(family.family, text_encoder, device)
+        else encoder_for(family.family, text_encoder, device, Path(checkpoint))
     )
     pipeline = Pipeline(model, opened, encode if callable(encode) else None)
     if compile != "off":
@@ -142,7 +142,7 @@ class Pipeline:
 
     def __init__(self, model: ScaleModel, opened: Checkpoint, encode: Encode | None = None) -> None:
         self.model, self.encode = model, encode
-        self.path = opened.path
+        self.path, self.metadata = opened.path, opened.metadata
         self._opened = opened
         self.profile: Profile | None = None
         self.profile_source = "none"

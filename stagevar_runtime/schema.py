@@ -253,7 +253,11 @@ class SamplingSettings(Model):
 
 
 class Calibration(Model):
-    """The conditions of the measurements. ``guidance`` in the family's own published sense."""
+    """The conditions of the measurements. ``guidance`` in the family's own published sense.
+
+    ``features``: what distribution and semantic likeness were seen through; ``likeness``: what
+    structure was compared by.
+    """
 
     layout = "block"
     prompts: PromptSet
@@ -262,6 +266,8 @@ class Calibration(Model):
     guidance: float | tuple[float, ...]
     sampling: SamplingSettings = SamplingSettings()
     hardware: dict[str, str | int | float | bool] = {}
+    features: str | None = None
+    likeness: str | None = None
 
     def sampling_settings(self) -> dict[str, Any]:
         """Guidance and sampling by the names of :class:`~stagevar_runtime.sampling.Sampling`."""

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from stagevar_probe.cli import cli
+from stagevar_probe.metrics import effnet, stlpips
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.families.infinity import Infinity
 from stagevar_runtime.families.infinity_blocks import InfinityConfig
@@ -96,6 +97,15 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
     torch.save(transformer, folder / "var_tiny.pth")
     torch.save(tokenizer, folder / "vae_tiny.pth")
     return folder / "var_tiny.pth"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_metric_networks() -> Iterator[None]:
+    """Choose metrics as where the extra ``metrics`` is not installed: fast, the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (effnet, stlpips):
+            patch.setattr(module, "installed", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

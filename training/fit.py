@@ -41,17 +41,17 @@ class FitPlan:
 class Average:
     """Exponential moving average of a module's parameters; young averages forget faster."""
 
-    def __init__(self, model: Transformer, decay: float) -> None:
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
         self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    def update(self, model: Transformer, step: int) -> None:
+    def update(self, model: torch.nn.Module, step: int) -> None:
         """Move towards the current parameters."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         new = [p.detach() for _, p in model.named_parameters()]
         torch._foreach_lerp_(list(self.values.values()), new, weight)
 
-    def state_dict(self, model: Transformer) -> dict[str, Tensor]:
+    def state_dict(self, model: torch.nn.Module) -> dict[str, Tensor]:
         """The model's state with averaged parameters."""
         return {**model.state_dict(), **self.values}
 

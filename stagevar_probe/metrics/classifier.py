@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stagevar_runtime.errors import CheckpointError
+from stagevar_runtime.errors import CalibrationError, CheckpointError
 
 KIND = "stagevar-scorer"
 _WEIGHTS = "classifier."
@@ -91,6 +91,17 @@ class Scorer:
     reference_features: Tensor
     class_names: tuple[str, ...]
     test_accuracy: float
+
+    def fitting(self, images: Tensor) -> Tensor:
+        """Images (N, 3, side, side), checked, as the classifier takes them."""
+        side = self.model.config.side
+        if tuple(images.shape[-2:]) != (side, side):
+            raise CalibrationError(
+                f"the scorer looks at {side}x{side} pixels, the model draws "
+                f"{images.shape[-2]}x{images.shape[-1]}. Choose others: "
+                "--metric ssim-to-exact --features pixels"
+            )
+        return images.float().cpu()
 
     @torch.inference_mode()
     def score(self, images: Tensor, batch: int = 250) -> tuple[Tensor, Tensor]:

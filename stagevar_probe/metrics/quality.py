@@ -1,8 +1,9 @@
 """How good a picture is: one score an image, and features for the distribution of many.
 
-Three metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
-checkpoint (``model.scorer.safetensors``); a user's own ``module:function``; and, where nothing is
-known, likeness to the exact path's image (SSIM, no network).
+Five metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
+checkpoint (``model.scorer.safetensors``); a rule for scenes of coloured shapes; CLIP score for
+prompts; a user's own ``module:function``; and, where nothing is known, likeness to the exact path's
+image (SSIM, no network).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +23,9 @@ from torch import Tensor
 from stagevar_runtime.errors import CalibrationError
 
 from .classifier import Scorer, load_scorer
+from .features import PIXELS, Features, find_features, scorer_features, with_reference
 from .images import ssim
+from .perceptual import UNLIKENESS, Perceptual, find_perceptual
 
 Items = Sequence[int | str]
 
@@ -30,11 +34,16 @@ logger = logging.getLogger("stagevar_probe")
 
 class Quality(Protocol):
     """``smooth`` is what searches compare (low variance), ``score`` what is reported; per image,
-    higher is better, in [0, 1]. ``default_loss`` is the budget used when none is asked."""
+    higher is better, in [0, 1]. ``default_loss`` is the budget used when none is asked.
+
+    ``features`` are for the distribution and for semantic likeness, ``reference`` those of real
+    pictures; ``perceptual`` is the distance to the exact picture."""
 
     name: str
     default_loss: float
+    features: Features
     reference: Tensor | None
+    perceptual: Perceptual
 
     def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """``(B,)`` for images ``(B, 3, H, W)`` asked as ``items``."""
@@ -42,11 +51,16 @@ class Quality(Protocol):
     def smooth(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """The same quantity with less noise, ``(B,)``."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """``(B, F)``, for the distribution and for semantic likeness."""
+
+class Looking:
+    """What every metric sees pictures through, until told otherwise."""
+
+    features: Features = PIXELS
+    reference: Tensor | None = None
+    perceptual: Perceptual = UNLIKENESS
 
 
-class Agreement:
+class Agreement(Looking):
     """Does a classifier see the asked class? ``smooth`` is the probability it gives that class."""
 
     name = "agreement"
@@ -54,19 +68,11 @@ class Agreement:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.reference: Tensor | None = scorer.reference_features
+        self.features = scorer_features(scorer)
+        self.reference = scorer.reference_features
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        return self.scorer.model.logits(self._fitting(images)).softmax(-1)
-
-    def _fitting(self, images: Tensor) -> Tensor:
-        side = self.scorer.model.config.side
-        if tuple(images.shape[-2:]) != (side, side):
-            raise CalibrationError(
-                f"the scorer looks at {side}x{side} pixels, the model draws "
-                f"{images.shape[-2]}x{images.shape[-1]}. Choose another metric: --metric"
-            )
-        return images.float().cpu()
+        return self.scorer.model.logits(self.scorer.fitting(images)).softmax(-1)
 
     def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """1 where the most likely class is the asked one."""
@@ -78,17 +84,12 @@ class Agreement:
         asked = torch.tensor([int(item) for item in items])
         return self._probabilities(images).gather(1, asked[:, None])[:, 0]
 
-    def features(self, images: Tensor) -> Tensor:
-        """The classifier's features."""
-        return self.scorer.model.features(self._fitting(images))
 
-
-class Likeness:
+class Likeness(Looking):
     """SSIM to the exact path's image, for models that nobody wrote a scorer for."""
 
     name = "ssim-to-exact"
     default_loss = 0.10
-    reference: Tensor | None = None
 
     def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """SSIM; 1 is the same picture."""
@@ -96,13 +97,8 @@ class Likeness:
 
     smooth = score
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pixels of a 16 x 16 thumbnail: what a glance sees."""
-        small = torch.nn.functional.interpolate(images.float().cpu(), size=(16, 16), mode="area")
-        return small.flatten(1)
 
-
-class Custom(Likeness):
+class Custom(Looking):
     """A user's function ``(images, items, exact) -> (B,)``, higher is better."""
 
     default_loss = 0.01
@@ -135,29 +131,74 @@ def scorer_beside(checkpoint: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def find_quality(metric: str | None, checkpoint: Path, classes: int) -> Quality:
-    """The metric asked for (``module:function``, ``agreement``, ``ssim-to-exact``) or fitting.
+def find_quality(
+    metric: str | None,
+    checkpoint: Path,
+    classes: int,
+    features: str | None = None,
+    reference: Path | None = None,
+) -> Quality:
+    """The metric and the features asked for, or fitting.
+
+    ``metric``: agreement, scenes, ssim-to-exact, clip-score, clip-score=FOLDER or module:function.
+    ``features``: see :func:`~stagevar_probe.metrics.features.find_features`. ``reference``: a
+    folder of real pictures, for the distribution.
 
     Raises:
-        CalibrationError: it cannot be found, or was made for other classes.
+        CalibrationError: they cannot be found, or were made for other classes.
     """
+    scorer, wrong = _scorer(checkpoint, classes)
+    quality = _metric(metric, checkpoint, classes, scorer, wrong)
+    chosen = find_features(features, scorer)
+    if reference:
+        chosen = with_reference(chosen, reference)
+    elif chosen.reference is None and hasattr(quality, "real"):
+        chosen = replace(chosen, reference=chosen(quality.real()), source="rendered scenes")
+    quality.features = chosen
+    quality.reference = quality.features.reference
+    quality.perceptual = find_perceptual()
+    return quality
+
+
+def _scorer(checkpoint: Path, classes: int) -> tuple[Scorer | None, str]:
+    """The scorer beside a checkpoint, or why there is none."""
+    path = scorer_beside(checkpoint)
+    if path is None:
+        return None, ""
+    scorer = load_scorer(path)
+    if len(scorer.class_names) == classes:
+        return scorer, ""
+    return None, f"{path} scores {len(scorer.class_names)} classes, the model has {classes}"
+
+
+def _metric(
+    metric: str | None, checkpoint: Path, classes: int, scorer: Scorer | None, wrong: str
+) -> Quality:
+    name, _, source = (metric or "").partition("=")
+    if name == "clip-score":
+        from .clip_score import ClipScore
+
+        if classes:
+            raise CalibrationError(f"{name} compares with prompts, this model draws from labels")
+        return ClipScore(source) if source else ClipScore()
+    if name == "scenes":
+        from .scene_rules import SceneRules
+
+        return SceneRules()
     if metric and ":" in metric:
         return Custom(metric, _imported(metric))
-    path = scorer_beside(checkpoint)
-    if metric in (None, "agreement") and path is not None:
-        scorer = load_scorer(path)
-        if len(scorer.class_names) == classes:
-            return Agreement(scorer)
-        wrong = f"{path} scores {len(scorer.class_names)} classes, the model has {classes}"
-        if metric is not None:
-            raise CalibrationError(wrong)
-        logger.warning("%s: using %s instead", wrong, Likeness.name)
-        return Likeness()
+    if metric in (None, Agreement.name) and scorer is not None:
+        return Agreement(scorer)
+    if wrong and metric == Agreement.name:
+        raise CalibrationError(wrong)
     if metric in (None, Likeness.name):
+        if wrong and metric is None:
+            logger.warning("%s: using %s instead", wrong, Likeness.name)
         return Likeness()
     raise CalibrationError(
         f"metric {metric!r} cannot be used with {checkpoint.name}: expected module:function, "
-        f"{Likeness.name}, or agreement with {checkpoint.stem}.scorer.safetensors beside it"
+        f"{Likeness.name}, clip-score, scenes, or agreement with "
+        f"{checkpoint.stem}.scorer.safetensors beside it"
     )
 
 

@@ -6,7 +6,7 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -118,14 +118,26 @@ class Infinity:
     ) -> Infinity:
         """Build from opened files.
 
-        A folder or file whose name says 512x512, as published, defaults to size 0.25M.
+        A folder or file whose name says 512x512, as published, defaults to size 0.25M. Metadata of
+        a safetensors file may hold an own ``schedule`` and the defaults of sampling.
         """
         codes = next(
             (tokenizer.parts[key] for key in ("vae", "ema") if key in tokenizer.parts),
             tokenizer.tensors,
         )
         size = "0.25M" if "512x512" in opened.path.name else "1M"
-        return cls.from_tensors(opened.tensors, codes, device, dtype, options, size)
+        said = opened.metadata
+        if "schedule" in said:
+            options = {"schedule": said["schedule"], **options}
+        model = cls.from_tensors(opened.tensors, codes, device, dtype, options, size)
+        own = model.default_sampling
+        model.default_sampling = replace(
+            own,
+            guidance=float(said.get("guidance", own.guidance)),
+            temperature=float(said.get("temperature", own.temperature)),
+            top_p=float(said.get("top_p", own.top_p)),
+        )
+        return model
 
     @classmethod
     def from_tensors(
@@ -176,7 +188,15 @@ class Infinity:
         Raises:
             StagevarError: nothing published is near, or both ways were used at once.
         """
-        if height is None and width is None:
+        own = self.settings.schedule
+        if own is not None:
+            if (aspect_ratio, size, height, width) != (None, None, None, None):
+                raise StagevarError(
+                    f"this model draws {own[-1][0]}x{own[-1][1]} tokens only, expected no "
+                    "aspect_ratio, size, height or width"
+                )
+            schedule = own
+        elif height is None and width is None:
             ratio = self.settings.aspect_ratio if aspect_ratio is None else aspect_ratio
             schedule = published_schedule(ratio, self.settings.size if size is None else size)
         elif height is None or width is None or aspect_ratio is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StagevarError
-from .infinity_sizes import published_schedule
+from .infinity_sizes import Schedule, parse_schedule, published_schedule
 from .rope import INFINITY_MODES
 
 PUBLISHED_NAMES = {  # of the publisher's scripts
@@ -26,7 +26,9 @@ class InfinityOptions:
     ``size`` and ``aspect_ratio`` (height over width) are the default schedule. ``rope``: how
     positions of different scales relate, 2, 1 or 0. ``level``: the level embedding is added
     ``once`` or before every ``chunk`` of blocks. ``guidance_layer``: 0 guides the logits, -k the
-    output of the k-th last block; or several of these. The publisher's own names and values are
+    output of the k-th last block; or several of these. ``schedule``: scales of a model trained on
+    others than the published ones, such as ``1x1 2x2 4x4``; it then has no other size. The
+    publisher's own names and values are
     taken too (:data:`PUBLISHED_NAMES`; ``level`` is 1 for once, 0 for chunk there).
     """
 
@@ -35,6 +37,7 @@ class InfinityOptions:
     rope: int = 2
     level: str = "once"
     guidance_layer: tuple[int, ...] = (0,)
+    schedule: Schedule | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], depth: int, default_size: str) -> InfinityOptions:
@@ -61,6 +64,7 @@ class InfinityOptions:
             rope=given.get("rope", 2),
             level=given.get("level", "once"),
             guidance_layer=layers,
+            schedule=_own_schedule(given["schedule"]) if given.get("schedule") else None,
         )
         published_schedule(options.aspect_ratio, options.size)
         if options.rope not in INFINITY_MODES:
@@ -73,3 +77,13 @@ class InfinityOptions:
                 f"-1 to {1 - depth} (the output of a block, counted from the end)"
             )
         return options
+
+
+def _own_schedule(text: Any) -> Schedule:
+    try:
+        schedule = parse_schedule(text)
+    except (AttributeError, ValueError):
+        schedule = ()
+    if not schedule or schedule[0] != (1, 1) or min(min(pair) for pair in schedule) < 1:
+        raise StagevarError(f"schedule is {text!r}, expected HxW of every scale, from 1x1")
+    return schedule

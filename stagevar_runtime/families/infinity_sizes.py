@@ -30,14 +30,19 @@ _TALL: dict[float, str] = {
 }
 
 
-def _parse(text: str) -> Schedule:
+def parse_schedule(text: str) -> Schedule:
+    """``1x1 2x2 3x3``, height first.
+
+    Raises:
+        ValueError: it reads otherwise.
+    """
     return tuple((int(h), int(w)) for h, w in (size.split("x") for size in text.split()))
 
 
 def _both_ways() -> dict[float, Schedule]:
     table = {}
     for ratio, text in _TALL.items():
-        table[ratio] = _parse(text)
+        table[ratio] = parse_schedule(text)
         if ratio != 1.0:  # the published key of a wide image is cut, not rounded: 0.333, 0.571
             table[int(1 / ratio * 1000) / 1000] = tuple((w, h) for h, w in table[ratio])
     return dict(sorted(table.items()))

@@ -15,6 +15,7 @@ from ..errors import StagevarError
 from .clip import SWITTI_ENCODERS, ClipEncoder
 from .qwen import QwenEncoder
 from .t5 import T5Encoder
+from .words import SUFFIX, load_words, words_beside
 
 __all__ = ["ClipEncoder", "Encode", "QwenEncoder", "T5Encoder", "encoder_for"]
 
@@ -24,16 +25,26 @@ Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Prompts → what the family's ``condition`` takes, by name."""
 
 
-def encoder_for(family: str, source: str | Path | None, device: torch.device) -> Encode:
+def encoder_for(
+    family: str,
+    source: str | Path | None,
+    device: torch.device,
+    checkpoint: Path | None = None,
+) -> Encode:
     """The encoder a family was trained with, loaded by the first call that needs it.
 
-    ``source``: a local folder, a name on the Hub (Switti: two, with a comma between), or
-    ``module:function`` for one's own :data:`Encode`; None is the published one.
+    ``source``: a local folder, a name on the Hub (Switti: two, with a comma between), a word
+    encoder's file, or ``module:function`` for one's own :data:`Encode`. None is the word encoder
+    beside ``checkpoint`` if there is one, else the published one.
 
     Raises:
         StagevarError: the family takes no text, or ``module:function`` cannot be imported.
     """
+    if source is None and checkpoint is not None:
+        source = words_beside(checkpoint)
     said = str(source) if source is not None else None
+    if said is not None and said.endswith(SUFFIX):
+        return load_words(Path(said), device).encode
     if said is not None and ":" in said and not Path(said).exists():
         return _imported(said)
     how: dict[str, Any] = {"device": device} | ({} if said is None else {"source": said})

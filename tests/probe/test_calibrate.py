@@ -192,14 +192,13 @@ def test_damaged_partial_state_is_named(tmp_path: Path, pipeline: Pipeline) -> N
 
 
 def test_an_old_profile_stays_until_the_new_one_is_whole(
-    tmp_path: Path, pipeline: Pipeline, monkeypatch
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "m.stagevar.yaml").write_text("old")
-
-    def interrupted(*_args):
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Calibration, "_report", interrupted)  # all is measured by then
+    monkeypatch.setattr(Calibration, "_report", interrupted)  # the last thing before the profile
+    (tmp_path / "m.stagevar.yaml").write_text("old")
     with pytest.raises(KeyboardInterrupt):
         job_in(tmp_path, pipeline).run()
     assert (tmp_path / "m.stagevar.yaml").read_text() == "old"

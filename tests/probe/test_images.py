@@ -9,7 +9,16 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from stagevar_probe.metrics.images import cosine_similarity, kid, kid_loss, mmd2, psnr, ssim
+from stagevar_probe.metrics.images import (
+    cosine_similarity,
+    kid,
+    kid_interval,
+    kid_loss,
+    mmd2,
+    nearest_distance,
+    psnr,
+    ssim,
+)
 from stagevar_runtime.errors import CalibrationError
 
 
@@ -142,6 +151,27 @@ def test_kid_loss_counts_the_chance_in_the_reference():
     assert 0.7 < claimed / spread < 1.3
 
 
+def test_kid_interval_covers_what_resampling_gives():
+    rng = np.random.default_rng(0)
+    found = [
+        kid_interval(rng.normal(size=(100, 3)) + 0.5 * np.eye(3)[0], rng.normal(size=(100, 3)))
+        for _ in range(100)
+    ]
+    spread = np.std([f.mean for f in found])
+    claimed = np.mean([(f.high - f.low) / (2 * 1.96) for f in found])
+    assert 0.7 < claimed / spread < 1.3
+    far = kid_interval(features(100) + 2, torch.from_numpy(features(100, seed=1)))
+    assert far.low > 0 and far.mean == pytest.approx(mmd2(features(100) + 2, features(100, seed=1)))
+
+
+def test_nearest_distance_is_that_of_the_nearest():
+    rows, reference = (torch.from_numpy(features(n, seed=n)) for n in (7, 11))
+    every = (rows[:, None] - reference[None]).norm(dim=2)
+    torch.testing.assert_close(nearest_distance(rows, reference, batch=3), every.amin(1))
+    copied = torch.cat([rows[:2], reference[4:5]])
+    assert nearest_distance(copied, reference, batch=2).argmin() == 2
+
+
 def test_refuses():
     for call in (
         lambda: psnr(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 5)),
@@ -151,6 +181,8 @@ def test_refuses():
         lambda: kid(np.full((10, 2), np.nan), features(20)),
         lambda: kid(features(1), features(20)),
         lambda: kid_loss(features(10), features(10), features(9)),
+        lambda: nearest_distance(torch.zeros(2, 3), torch.zeros(2, 4)),
+        lambda: nearest_distance(torch.zeros(2, 3), torch.zeros(0, 3)),
     ):
         with pytest.raises(CalibrationError):
             call()

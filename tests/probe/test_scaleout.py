@@ -241,6 +241,7 @@ def test_a_given_up_arm_stays_given_up(parts) -> None:
     [
         (lambda data: data["job"].update(weights="sha256:" + "1" * 64), "its weights is"),
         (lambda data: data["job"].update(batch=99), "its batch is 99"),
+        (lambda data: data["job"].update(features="effnet-64"), "its features is effnet-64"),
         (lambda data: data["arms"].pop(), "measured other interventions"),
     ],
 )

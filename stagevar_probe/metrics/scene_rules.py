@@ -1,0 +1,45 @@
+"""Does a picture show what its caption asks? Decided by rule; see :mod:`stagevar_probe.scenes`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stagevar_runtime.errors import CalibrationError
+
+from ..scenes import Scene, closeness, judge, parse
+from ..scenes.suite import real_pictures, suite_prompts
+from .quality import Items, Looking
+
+REFERENCES = 1000  # rendered pictures that the distribution is compared with
+REFERENCE_SEED = 77
+
+
+class SceneRules(Looking):
+    """1 where the rule passes a picture; ``smooth`` is how near it comes."""
+
+    name = "scenes"
+    default_loss = 0.01
+
+    def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
+        """1 where the picture passes."""
+        found = zip(images.float().cpu(), _scenes(items), strict=True)
+        return torch.tensor([float(judge(image, scene)) for image, scene in found])
+
+    def smooth(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
+        """The rule with its thresholds softened, the mean with what it says, in [0, 1]."""
+        found = zip(images.float().cpu(), _scenes(items), strict=True)
+        near = torch.tensor([closeness(image, scene) for image, scene in found])
+        return (near + self.score(images, items, exact)) / 2
+
+    @staticmethod
+    def real() -> Tensor:
+        """Rendered pictures (N, 3, 128, 128) in [0, 1]."""
+        return real_pictures([text for _, text in suite_prompts(REFERENCES, REFERENCE_SEED)], 0)
+
+
+def _scenes(items: Items) -> list[Scene]:
+    try:
+        return [parse(str(item)) for item in items]
+    except ValueError as error:
+        raise CalibrationError(f"metric scenes: {error}") from error

@@ -1,0 +1,156 @@
+"""Renders scenes of coloured shapes with exact captions: training data and real pictures.
+
+Some (colour, shape) pairs never occur in training, and some captions of two objects neither, so
+that held-out prompts can ask for combinations nobody showed.
+
+Shapes: pixels (N, 3, 128, 128) uint8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .captions import COLORS, POSITIONS, SHAPES, Asked, Scene, caption
+from .shapes import shape_mask
+
+SIDE = 128
+HELD_OUT_PAIRS = 0.15  # share of (colour, shape) pairs
+HELD_OUT_CAPTIONS = 0.10  # share of captions of two objects
+GAP = 6  # pixels between objects at least
+KIND_WEIGHTS = {
+    "single_object": 0.08,
+    "colors": 0.17,
+    "two_object": 0.15,
+    "counting": 0.2,
+    "position": 0.2,
+    "color_attr": 0.2,
+}
+SIZES = {1: (40, 84), 2: (34, 56), 3: (30, 46), 4: (28, 42)}  # pixels, by number of objects
+
+
+def unseen_pairs() -> frozenset[tuple[str, str]]:
+    """The (colour, shape) pairs kept out of training: the first 15 % by a hash of their names."""
+    pairs = [(color, shape) for color in COLORS for shape in SHAPES]
+    pairs.sort(key=lambda pair: hashlib.sha256(" ".join(pair).encode()).digest())
+    return frozenset(pairs[: round(HELD_OUT_PAIRS * len(pairs))])
+
+
+def held_out(text: str) -> bool:
+    """Whether a caption of two objects is kept out of training, by a hash of its words."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_CAPTIONS * 2**32
+
+
+def draw_scene(rng: random.Random, kind: str | None = None) -> Scene:
+    """A scene as its caption says it, of a kind drawn by :data:`KIND_WEIGHTS` if none is given."""
+    if kind is None:
+        kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    color = rng.choice(list(COLORS))
+    shape = rng.choice(SHAPES)
+    if kind == "single_object":
+        return Scene(kind, (Asked(shape),))
+    if kind == "colors":
+        return Scene(kind, (Asked(shape, color),))
+    if kind == "counting":
+        said = color if rng.random() < 0.3 else None
+        return Scene(kind, (Asked(shape, said, rng.randint(2, 4)),))
+    other = rng.choice([s for s in SHAPES if s != shape])
+    second = rng.choice([c for c in COLORS if c != color])
+    if kind == "color_attr":
+        return Scene(kind, (Asked(shape, color), Asked(other, second)))
+    if kind == "two_object":
+        return Scene(kind, (Asked(shape), Asked(other)))
+    objects = (Asked(shape), Asked(other))
+    if rng.random() < 0.3:
+        objects = (Asked(shape, color), Asked(other, second))
+    return Scene(kind, objects, rng.choice(POSITIONS))
+
+
+def training_scene(rng: random.Random) -> tuple[Scene, Scene]:
+    """A scene for training, and the same with every colour decided."""
+    unseen = unseen_pairs()
+    while True:
+        scene = draw_scene(rng)
+        if len(scene.objects) == 2 and held_out(caption(scene)):
+            continue
+        decided = decide(scene, rng)
+        if not any((a.color, a.shape) in unseen for a in decided.objects):
+            return scene, decided
+
+
+def decide(scene: Scene, rng: random.Random) -> Scene:
+    """Give every object without a colour one."""
+    objects = [replace(a, color=a.color or rng.choice(list(COLORS))) for a in scene.objects]
+    return replace(scene, objects=tuple(objects))
+
+
+def render(scene: Scene, rng: random.Random) -> NDArray[np.uint8]:
+    """A picture (128, 128, 3) of a decided scene: grey shaded background, shaded shapes, noise."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
+    light, slope = rng.uniform(120, 235), rng.uniform(-18, 18)
+    tilt = rng.uniform(-18, 18)
+    grey = light + slope * ramp[:, None] + tilt * ramp[None, :]
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    for asked, (top, left, side) in _placed(scene, rng):
+        mask = shape_mask(asked.shape, side)[..., None]
+        shade = 1 + rng.uniform(0.04, 0.14) * np.linspace(1, -1, side, dtype=np.float32)
+        color = np.array(COLORS[asked.color or "red"], np.float32) * shade[:, None, None]
+        region = picture[top : top + side, left : left + side]
+        region += mask * (color * rng.uniform(0.92, 1.05) - region)
+    picture += noise.normal(0, 2.0, picture.shape).astype(np.float32)
+    return picture.clip(0, 255).round().astype(np.uint8)
+
+
+def _placed(scene: Scene, rng: random.Random) -> list[tuple[Asked, tuple[int, int, int]]]:
+    """Objects with (top, left, side), apart from each other and where the scene wants them."""
+    wanted = [asked for asked in scene.objects for _ in range(asked.count)]
+    low, high = SIZES[len(wanted)]
+    while True:
+        boxes: list[tuple[int, int, int]] = []
+        for _ in wanted:
+            side = rng.randint(low, high)
+            boxes.append((rng.randint(2, SIDE - 2 - side), rng.randint(2, SIDE - 2 - side), side))
+        if _apart(boxes) and (scene.position is None or _agrees(scene.position, *boxes)):
+            return list(zip(wanted, boxes, strict=True))
+
+
+def _apart(boxes: Sequence[tuple[int, int, int]]) -> bool:
+    for i, (top, left, side) in enumerate(boxes):
+        for y, x, other in boxes[:i]:
+            reach = GAP + (side if top < y else other), GAP + (side if left < x else other)
+            if abs(top - y) < reach[0] and abs(left - x) < reach[1]:
+                return False
+    return True
+
+
+def _agrees(position: str, a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+    """Whether the second box is mostly in the said direction from the first."""
+    down = (a[0] + a[2] / 2) - (b[0] + b[2] / 2)
+    right = (a[1] + a[2] / 2) - (b[1] + b[2] / 2)
+    along, across = {
+        "left of": (-right, down),
+        "right of": (right, down),
+        "above": (-down, right),
+        "below": (down, right),
+    }[position]
+    return along > 30 and abs(across) < 0.7 * along
+
+
+def training_set(count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """``count`` pictures (N, 3, 128, 128) uint8 with their captions, the same for a seed."""
+    rng = random.Random(seed)
+    pictures, texts = np.empty((count, SIDE, SIDE, 3), np.uint8), []
+    for i in range(count):
+        scene, decided = training_scene(rng)
+        pictures[i] = render(decided, rng)
+        texts.append(caption(scene))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), texts

@@ -1,0 +1,180 @@
+"""pytest tests/training/test_scenes_training.py — text-to-image training, tiny, in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stagevar_probe.scenes import VOCABULARY, training_set
+from stagevar_runtime import engine
+from stagevar_runtime.errors import StagevarError
+from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_runtime.pipeline import load
+from stagevar_runtime.text.words import WordEncoder
+from training.products import linear
+from training.scenes.export import export
+from training.scenes.fit import FitPlan, fit
+from training.scenes.settings import (
+    BITS,
+    SIZES,
+    TEXT_LENGTH,
+    TEXT_WIDTH,
+    TOKENIZER,
+    transformer_config,
+)
+from training.scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
+from training.scenes.transformer import TextToImage, teacher
+
+CAPTIONS = training_set(3, seed=3)[1]
+
+
+def tiny(seed: int = 0) -> tuple[BSQVAE, TextToImage]:
+    torch.manual_seed(seed)
+    vae = BSQVAE(TOKENIZER).eval()
+    words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+    model = TextToImage(transformer_config(64, 2), words, SIZES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for parameter in (*model.parameters(), *vae.parameters()):
+            parameter.copy_(parameter.half())
+    return vae, model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory):
+    vae, model = tiny()
+    folder = tmp_path_factory.mktemp("scenes")
+    paths = export(model.state_dict(), vae, folder)
+    return vae, model, paths, load(paths[0], device="cpu", profile=None)
+
+
+def test_teacher_forcing_is_what_the_runtime_computes(exported) -> None:
+    vae, model, _, pipeline = exported
+    features = torch.randn(3, BITS, 16, 16)
+    inputs, bits = teacher(vae, features, SIZES, len(SIZES), None)
+    ids, mask = model.words.numbered(CAPTIONS)
+    with torch.no_grad():
+        none = torch.zeros(3, dtype=torch.bool)
+        cond, null = (model(ids, mask, dropped, inputs).flatten(2) for dropped in (none, ~none))
+    conditioning = pipeline.model.condition(**pipeline.encode(CAPTIONS))
+    parts = bits.split([h * w for h, w in SIZES], 1)
+    logits = torch.cat(engine.replay(pipeline.model, conditioning, parts).logits, 1)
+    assert (logits[:3] - cond).abs().max() < 1e-4
+    assert (logits[3:] - null).abs().max() < 1e-4
+    assert (logits[:3] - logits[3:]).abs().max() > 1e-2  # the text is heard
+
+
+def test_a_prefix_is_the_beginning_of_the_whole(exported) -> None:
+    vae, model, *_ = exported
+    features = torch.randn(2, BITS, 16, 16)
+    ids, mask = model.words.numbered(CAPTIONS[:2])
+    none = torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        whole = model(ids, mask, none, teacher(vae, features, SIZES, 10, None)[0])
+        part = model(ids, mask, none, teacher(vae, features, SIZES, 7, None)[0])
+    assert part.shape[1] == 155 and torch.allclose(whole[:, :155], part, atol=1e-5)
+
+
+def test_targets_are_the_tokenizers_bits(exported) -> None:
+    vae, *_ = exported
+    features = torch.randn(2, BITS, 16, 16)
+    _, bits = teacher(vae, features, SIZES, 10, None)
+    canvas = torch.zeros_like(features)
+    for (h, w), part in zip(SIZES, bits.split([h * w for h, w in SIZES], 1), strict=True):
+        codes = vae.codes(part).mT.unflatten(2, (h, w))
+        canvas = vae.accumulate(canvas, codes)
+    assert torch.allclose(canvas, quantize(vae, features, SIZES), atol=1e-5)
+
+
+def test_flipped_bits_change_later_targets(exported) -> None:
+    vae, *_ = exported
+    features = torch.randn(2, BITS, 16, 16)
+    clean = teacher(vae, features, SIZES, 10, None)[1]
+    torch.manual_seed(0)
+    flipped = teacher(vae, features, SIZES, 10, torch.full((2,), 0.3))[1]
+    assert torch.equal(clean[:, :1], flipped[:, :1])
+    assert (clean[:, 1:] != flipped[:, 1:]).float().mean() > 0.05
+
+
+def test_what_ships_knows_its_schedule_metric_and_prompts(exported) -> None:
+    _, _, paths, pipeline = exported
+    assert [scale.height for scale in pipeline.model.scales()] == [h for h, _ in SIZES]
+    assert pipeline.metadata["metric"] == "scenes"
+    assert pipeline.sampling().guidance == 3.0 and pipeline.sampling().temperature == 1.0
+    rows = [json.loads(line) for line in paths[3].read_text().splitlines()]
+    assert {row["split"] for row in rows} == {"calibration", "held_out"}
+    with pytest.raises(StagevarError, match="draws 16x16 tokens only"):
+        pipeline.model.scales(size="1M")
+    with pytest.raises(StagevarError, match="circle"):
+        pipeline.generate(prompts=["a red circel"])
+
+
+@pytest.mark.parametrize("text", ["2x2 4x4", "1x1 0x2", "1x1 two", "64"])
+def test_schedules_that_are_none(exported, text: str) -> None:
+    with pytest.raises(StagevarError, match="from 1x1"):
+        load(exported[2][0], device="cpu", profile=None, options={"schedule": text})
+
+
+def test_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:
+    vae, _ = tiny()
+    torch.manual_seed(1)
+    words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+    model = TextToImage(transformer_config(32, 1), words, SIZES)
+    pixels, captions = training_set(24, seed=0)
+    features, seen = encode(vae, pixels, "cpu"), []
+    plan = FitPlan(minutes=0.03, prefixes=((4, 8, 1.0),), learning_rate=5e-3, warmup=5)
+
+    def run(minutes: float) -> None:
+        fit(
+            model,
+            vae,
+            features,
+            captions,
+            FitPlan(**{**plan.__dict__, "minutes": minutes}),
+            tmp_path / "t.pt",
+            "cpu",
+            seen.append,
+        )
+
+    run(0.03)
+    run(0.045)
+    steps = [record["step"] for record in seen]
+    assert steps == sorted(set(steps)) and len(steps) >= 2
+    assert seen[-1]["loss"] < seen[0]["loss"] - 0.05
+
+
+def test_decoder_alone_leaves_tokens_as_they_were(tmp_path: Path) -> None:
+    pixels, _ = training_set(8, seed=0)
+    small = {"minutes": 0.02, "batch": 2}
+    plan = TokenizerPlan(**small)
+    start = train_tokenizer(
+        TOKENIZER, pixels, SIZES, plan, tmp_path / "a.pt", "cpu", lambda record: None
+    )
+    after = train_tokenizer(
+        TOKENIZER,
+        pixels,
+        SIZES,
+        TokenizerPlan(**{**DECODER.__dict__, **small}),
+        tmp_path / "b.pt",
+        "cpu",
+        lambda record: None,
+        start=start,
+    )
+    assert torch.equal(encode(start, pixels, "cpu"), encode(after, pixels, "cpu"))
+    canvas = torch.randn(1, BITS, 16, 16)
+    assert not torch.equal(start.decode(canvas), after.decode(canvas))
+
+
+def test_products_have_the_right_gradients() -> None:
+    torch.manual_seed(0)
+    x, w, b = torch.randn(2, 5, 7), torch.randn(3, 7), torch.randn(3)
+    ours = [t.clone().requires_grad_() for t in (x, w, b)]
+    theirs = [t.clone().requires_grad_() for t in (x, w, b)]
+    linear(*ours).square().sum().backward()
+    torch.nn.functional.linear(*theirs).square().sum().backward()
+    for one, two in zip(ours, theirs, strict=True):
+        assert torch.allclose(one.grad, two.grad, atol=1e-4)

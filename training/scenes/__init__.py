@@ -1,0 +1,1 @@
+"""Trains the text-to-image reference checkpoint on rendered scenes of coloured shapes."""

@@ -1,0 +1,53 @@
+"""Writes the trained weights as an Infinity checkpoint: published names, safetensors, half."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stagevar_probe.scenes import VOCABULARY, parse
+from stagevar_probe.scenes.suite import UNSEEN, prompt_lines, suite_prompts
+from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
+
+from ..export import half
+from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
+
+NAME = "scenes"
+TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
+METADATA = {"metric": "scenes", "guidance": "3", "temperature": "1", "top_p": "0.97"}
+PROMPTS = {"calibration": 240, "held_out": 1050}
+
+
+def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list[Path]:
+    """Write transformer, tokenizer and words of a training state dict; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [
+        folder / f"{NAME}.safetensors",
+        folder / TOKENIZER_NAME,
+        folder / (NAME + SUFFIX),
+        folder / f"{NAME}.prompts.jsonl",
+    ]
+    own = {n.removeprefix("transformer."): t for n, t in state.items() if n[:12] == "transformer."}
+    schedule = " ".join(f"{h}x{w}" for h, w in SIZES)
+    save_file(half(own), str(paths[0]), {"schedule": schedule, **METADATA})
+    save_file(half(tokenizer.state_dict()), str(paths[1]))
+    words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+    with torch.no_grad():
+        for name, parameter in words.state_dict().items():
+            parameter.copy_(state[f"words.{name}"])
+    save_words(paths[2], words)
+    lines = [("calibration", text) for text in prompt_lines(PROMPTS["calibration"], seed=0)]
+    lines += [
+        ("held_out", text)
+        for kind, text in suite_prompts(PROMPTS["held_out"], seed=1)
+        if kind != UNSEEN
+    ]
+    rows = [parse(text).metadata(text) | {"split": split} for split, text in lines]
+    paths[3].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths

@@ -1,0 +1,179 @@
+"""Trains the text-to-image transformer on stored features, within a budget of time.
+
+Several processes (torchrun) share every batch and average their gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from stagevar_runtime.families.bsq_vae import BSQVAE
+
+from ..fit import Average
+from ..state import Interrupted, load_torch, never, save_torch
+from .transformer import TextToImage, parameters_by_decay, teacher
+
+
+def _agreed(values: list[float]) -> list[float]:
+    """The first process's values."""
+    if not dist.is_initialized():
+        return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.tolist()
+
+
+def _average_gradients(parameters: Sequence[torch.nn.Parameter], world: int) -> None:
+    if world == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """Hyper-parameters.
+
+    ``prefixes``: (scales used, images in a batch, share of the time). ``flips``: a picture's bits
+    are flipped with a probability up to this.
+    """
+
+    minutes: float = 60.0
+    prefixes: tuple[tuple[int, int, float], ...] = ((7, 32, 0.5), (9, 16, 0.15), (10, 12, 0.35))
+    learning_rate: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    text_dropout: float = 0.1
+    flips: float = 0.2
+    ema: float = 0.999
+    final_rate: float = 0.01
+    seed: int = 2
+
+
+def fit(
+    model: TextToImage,
+    tokenizer: BSQVAE,
+    features: Tensor,
+    captions: Sequence[str],
+    plan: FitPlan,
+    path: Path,
+    device: str,
+    log: Callable[[dict[str, object]], None],
+    on_save: Callable[[dict[str, Tensor], int], None] | None = None,
+    save_every_s: float = 300.0,
+    stop: Callable[[], bool] = never,
+) -> dict[str, Tensor]:
+    """Train, or resume from ``path``; the state dict with averaged parameters.
+
+    Args:
+        features: (N, d, H, W) in half precision, with ``captions``.
+        on_save: receives the averaged state and the step at every checkpoint.
+    """
+    model = model.to(device).train()
+    average = Average(model, plan.ema)
+    matrices, others = parameters_by_decay(model)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": plan.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(0.9, 0.97),
+    )
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    ids, mask = (t.to(device) for t in model.words.numbered(captions))
+    step, spent, seen = 0, 0.0, 0
+    by_prefix = {count: 1e-6 for count, _, _ in plan.prefixes}
+    if (saved := load_torch(path)) is not None:
+        model.load_state_dict(saved["model"])
+        average.values = {n: t.to(device) for n, t in saved["average"].items()}
+        optimizer.load_state_dict(saved["optimizer"])
+        step, spent, seen = saved["step"], saved["spent"], saved["seen"]
+        by_prefix = saved["by_prefix"]
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(),
+            "average": average.values,
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "spent": spent,
+            "seen": seen,
+            "by_prefix": by_prefix,
+        }
+        save_torch(path, state)
+
+    lengths = torch.tensor([h * w for h, w in model.sizes])
+    since_save, mark = 0.0, time.monotonic()
+    while True:
+        # the prefix that has had least of its share of the time
+        due = min(plan.prefixes, key=lambda p: by_prefix[p[0]] / p[2])
+        wish, spent, asked = _agreed([due[0], spent, stop()])
+        if (progress := spent / (plan.minutes * 60)) >= 1:
+            break
+        if asked:
+            if rank == 0:
+                save()
+            raise Interrupted
+        count, batch = next((c, b // world) for c, b, _ in plan.prefixes if c == wish)
+        torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
+        index = torch.randint(len(features), (batch,))
+        flips = torch.rand(batch, device=device) * plan.flips
+        inputs, target = teacher(
+            tokenizer, features[index].to(device).float(), model.sizes, count, flips
+        )
+        dropped = torch.rand(batch, device=device) < plan.text_dropout
+        longest = int(mask[index].sum(1).max())
+        logits = model(ids[index, :longest], mask[index, :longest], dropped, inputs)
+        losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        losses = losses.view(target.shape).mean((0, 2)).split(lengths[:count].tolist())
+        by_scale = torch.stack([part.mean() for part in losses])
+        weight = lengths[:count].to(device).float().sqrt()
+        loss = (by_scale * weight).sum() / weight.sum()
+        rate = max(0.5 * (1 + math.cos(math.pi * progress)), plan.final_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * rate * min(1.0, (step + 1) / plan.warmup)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _average_gradients([*matrices, *others], world)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update(model, step)
+        now = time.monotonic()
+        by_prefix[count] += now - mark
+        spent, since_save, mark = spent + now - mark, since_save + now - mark, now
+        seen += batch * world
+        if step % 50 == 0 and rank == 0:
+            log(
+                {
+                    "step": step,
+                    "images": seen,
+                    "minutes": round(spent / 60, 2),
+                    "loss": round(loss.item(), 4),
+                    "norm": round(norm.item(), 3),
+                    "scales": [round(value, 4) for value in by_scale.tolist()],
+                }
+            )
+        step += 1
+        if since_save > save_every_s and rank == 0:
+            save()
+            since_save = 0.0
+            if on_save is not None:
+                on_save(average.state_dict(model), step)
+            mark = time.monotonic()
+    if rank == 0:
+        save()
+    return average.state_dict(model)

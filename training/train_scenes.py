@@ -1,0 +1,192 @@
+"""Train the text-to-image reference checkpoint: python -m training.train_scenes
+
+Stages run in order and each resumes where it stopped: tokenizer, features, transformer, decoder
+(the tokenizer's, trained on alone), export.
+Then measure with stagevar-probe evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagevar_probe.scenes import VOCABULARY, passed, training_set
+from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_runtime.text.words import WordEncoder
+
+from .export import round_to_half
+from .scenes.export import export
+from .scenes.fit import FitPlan, fit
+from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
+from .scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
+from .scenes.transformer import TextToImage
+from .state import Interrupted, load_torch, never, save_json, save_torch, stop_on_signals
+
+STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
+CHUNK = 3000  # pictures rendered at once
+TOKENIZER_PICTURES = 9000
+
+
+class Run:
+    """One training run in a folder; a method per stage."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder: Path = args.runs
+        self.device: str = args.device
+        self.stop: Callable[[], bool] = never
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def logger(self, name: str) -> Callable[[dict[str, Any]], None]:
+        """A function that appends records to ``name.jsonl`` and shows them."""
+        path, start = self.folder / f"{name}.jsonl", time.monotonic()
+
+        def log(record: dict[str, Any]) -> None:
+            record = record | {"seconds": round(time.monotonic() - start, 1)}
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(name, json.dumps(record), flush=True)
+
+        return log
+
+    def tokenizer(self) -> BSQVAE:
+        """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
+        plan = TokenizerPlan(minutes=self.args.tokenizer_minutes)
+        path = self.folder / "tokenizer.pt"
+        saved = load_torch(path)
+        done = saved is not None and saved["spent"] >= plan.minutes * 60
+        pixels = torch.empty(0) if done else training_set(TOKENIZER_PICTURES, seed=1)[0]
+        log = self.logger("tokenizer")
+        model = train_tokenizer(TOKENIZER, pixels, SIZES, plan, path, self.device, log, self.stop)
+        round_to_half(model)
+        if not (self.folder / "tokenizer.json").exists():
+            save_json(self.folder / "tokenizer.json", self._ceiling(model))
+        return model
+
+    def decoder(self) -> BSQVAE:
+        """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
+        start, plan = self.tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
+        path = self.folder / "decoder.pt"
+        saved = load_torch(path)
+        done = saved is not None and saved["spent"] >= plan.minutes * 60
+        pixels = torch.empty(0) if done else training_set(TOKENIZER_PICTURES, seed=6)[0]
+        log, files = self.logger("decoder"), (path, self.device)
+        model = train_tokenizer(TOKENIZER, pixels, SIZES, plan, *files, log, self.stop, start)
+        round_to_half(model)
+        if not (self.folder / "decoder.json").exists():
+            save_json(self.folder / "decoder.json", self._ceiling(model))
+        return model
+
+    @torch.inference_mode()
+    def _ceiling(self, model: BSQVAE) -> dict[str, float]:
+        """What the tokenizer keeps: error, and pass rates of reconstructions."""
+        pixels, texts = training_set(500, seed=2)
+        real = pixels.float().div(255)
+        rebuilt = torch.cat(
+            [
+                model.decode(quantize(model, encode(model, part, self.device).float(), SIZES))
+                for part in pixels.split(50)
+            ]
+        )
+        return {
+            "l1": (rebuilt - real).abs().mean().item(),
+            "passed": sum(passed(real, texts)) / len(texts),
+            "passed_rebuilt": sum(passed(rebuilt, texts)) / len(texts),
+        }
+
+    def features(self) -> tuple[Tensor, list[str]]:
+        """Encoded training pictures (N, d, 16, 16) in half precision, with their captions."""
+        path = self.folder / "features.pt"
+        if (saved := load_torch(path)) is not None:
+            return saved["features"], saved["captions"]
+        model, log = self.tokenizer(), self.logger("features")
+        parts, captions = [], []
+        for seed in range(-(-self.args.pictures // CHUNK)):
+            if self.stop():
+                raise Interrupted
+            pixels, texts = training_set(CHUNK, seed=1000 + seed)
+            parts.append(encode(model, pixels, self.device))
+            captions += texts
+            log({"pictures": len(captions)})
+        features = torch.cat(parts)
+        save_torch(path, {"features": features, "captions": captions})
+        return features, captions
+
+    def transformer(self) -> dict[str, Tensor]:
+        """The averaged weights of transformer and words, trained if they are not yet."""
+        tokenizer, (features, captions) = self.tokenizer(), self.features()
+        log = self.logger("transformer")
+        words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+        model = TextToImage(transformer_config(), words, SIZES)
+
+        def export_early(state: dict[str, Tensor], step: int) -> None:
+            export(state, tokenizer, self.folder / "early")
+            log({"step": step, "exported": True})
+
+        plan = FitPlan(minutes=self.args.minutes)
+        path = self.folder / "transformer.pt"
+        return fit(
+            model,
+            *(tokenizer, features, captions, plan, path, self.device, log, export_early),
+            stop=self.stop,
+        )
+
+    def export(self) -> None:
+        """Write the files that ship."""
+        for path in export(self.transformer(), self.decoder(), self.args.output):
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.train_scenes", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="resumable state")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints/scenes"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokenizer-minutes", type=float, default=12.0)
+    parser.add_argument("--decoder-minutes", type=float, default=10.0)
+    parser.add_argument("--pictures", type=int, default=36000, help="training pictures")
+    parser.add_argument("--minutes", type=float, default=60.0, help="transformer's training time")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the asked stages in order; return the exit code."""
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+    run = Run(args)
+    try:
+        actions: dict[str, Callable[[], object]] = {
+            "tokenizer": run.tokenizer,
+            "features": run.features,
+            "transformer": run.transformer,
+            "decoder": run.decoder,
+            "export": run.export,
+        }
+        with stop_on_signals() as run.stop:
+            for stage in STAGES:
+                if stage in args.stages:
+                    actions[stage]()
+    except (Interrupted, KeyboardInterrupt):
+        print(f"\nstopped; the same command continues from {args.runs}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -136,7 +136,7 @@ def test_a_profile_brings_its_own_directions(tiny_var: VAR) -> None:
     grid = Grid(keep=(0.5,), selectors=("deviation",), restorers=("cache",), ranks=(0.25,))
     shipped = measure_bases(tiny_var, inputs, SAMPLING, {3: 16}, 3)
     tiny_var.features.use(shipped)
-    Contest(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True).run()
+    Contest(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True)._measure_bases()
     first, measured = tiny_var.features.bases
     assert first is shipped and {place[0] for place in measured.vectors} == {2, 3}
     tiny_var.features.use()

@@ -8,32 +8,19 @@ image; "no difference shown" means that the 95 % interval holds zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .axes import about_axes
 from .compare import Comparison
 from .contest import EXACT, Entry
-from .metrics.images import kid_loss
+from .look import Answer, Array, Look, combination, say, verdict
 from .propose import ALPHA
 from .spectrum import ratio_name
 from .stages import find_stages
-from .statistics import Interval, mean_interval
-from .validate import per_image
-
-Array = NDArray[np.float64]
-
-
-@dataclass
-class Answer:
-    """``sentence`` says what was found; ``numbers`` hold it; ``table`` (header first) shows it."""
-
-    question: str
-    sentence: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-    table: list[list[str]] = field(default_factory=list)
+from .statistics import mean_interval
 
 
 def answers(found: Comparison) -> list[Answer]:
@@ -43,6 +30,7 @@ def answers(found: Comparison) -> list[Answer]:
         about_branches(look),
         about_selection(look),
         about_projection(look),
+        about_axes(look),
         about_sums(look),
         about_stability(look),
     ]
@@ -52,56 +40,6 @@ def answers(found: Comparison) -> list[Answer]:
 def as_json(given: Sequence[Answer]) -> list[dict[str, Any]]:
     """JSON-ready, without the tables."""
     return [{k: v for k, v in asdict(answer).items() if k != "table"} for answer in given]
-
-
-class Look:
-    """Values an image of every row, and paired differences between rows."""
-
-    def __init__(self, found: Comparison) -> None:
-        self.found = found
-        self.kid = found.quality.features.kid  # what the distance of distributions is called
-        self.entries = {entry.name: entry for entry in found.lineup.entries}
-
-    def values(self, name: str, key: str) -> Array:
-        """One value an image."""
-        return per_image(self.found.seen, name, key)
-
-    def of_kind(self, kind: str) -> list[Entry]:
-        """Rows of a kind, in order."""
-        return [entry for entry in self.entries.values() if entry.kind == kind]
-
-    def loss(self, name: str) -> Array:
-        """Smooth loss an image against exact."""
-        return self.values(EXACT, "smooth") - self.values(name, "smooth")
-
-    def gain(self, a: str, b: str, key: str, half: slice = slice(None)) -> Interval:
-        """How much higher ``a`` is than ``b``, mean over images."""
-        return mean_interval((self.values(a, key) - self.values(b, key))[half])
-
-    def kid_gain(self, a: str, b: str) -> Interval | None:
-        """How much lower (better) the KID of ``a`` is than that of ``b``, x 1000."""
-        reference = self.found.quality.reference
-        if reference is None:
-            return None
-        found = kid_loss(reference, self.values(a, "features"), self.values(b, "features"))
-        return Interval(*(1000 * x for x in found))
-
-    def against(self, a: str, b: str) -> dict[str, list[float]]:
-        """``a`` compared with ``b``; above 0: ``a`` is better."""
-        out = {key: list(self.gain(a, b, key)) for key in ("smooth", "psnr", "ssim")}
-        kid = self.kid_gain(a, b)
-        return out if kid is None else out | {"kid": list(kid)}
-
-
-def verdict(gain: Sequence[float], better: str = "is better", worse: str = "is worse") -> str:
-    """What an interval of a gain says."""
-    return better if gain[1] > 0 else worse if gain[2] < 0 else "shows no difference"
-
-
-def say(value: Sequence[float], digits: int = 4, unit: str = "") -> str:
-    """``+0.0123 [+0.0100, +0.0145]``."""
-    mean, low, high = value
-    return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 # -- null, cond or delta ---------------------------------------------------------------------------
@@ -160,10 +98,6 @@ def about_branches(look: Look) -> Answer | None:
 # -- which tokens, and what fills the others -------------------------------------------------------
 
 
-def _combination(entry: Entry) -> str:
-    return f"{entry.facts['select']} + {entry.facts['restore']}"
-
-
 def about_selection(look: Look) -> Answer | None:
     """Which selector and restorer win at equal kept tokens, and at equal measured cost."""
     rows = look.of_kind("tokens")
@@ -185,15 +119,15 @@ def about_selection(look: Look) -> Answer | None:
         margin = look.gain(first.name, second.name, "psnr", odd)
         case = {
             "where": where,
-            "winner": _combination(first),
-            "runner_up": _combination(second),
+            "winner": combination(first),
+            "runner_up": combination(second),
             "margin_db": list(margin),
             "selectors_db": _averages(look, own, "select"),
             "restorers_db": _averages(look, own, "restore"),
         }
         if look.found.quality.reference is not None:
             lowest = min(own, key=lambda row: look.found.figures[row.name]["kid"])
-            case["lowest_kid"] = _combination(lowest)
+            case["lowest_kid"] = combination(lowest)
         numbers["cases"].append(case)
         parts.append(
             f"{where}: {case['winner']}, {say(margin, 2, ' dB')} over {case['runner_up']}"
@@ -202,7 +136,7 @@ def about_selection(look: Look) -> Answer | None:
         for row in ranked:
             f = look.found.figures[row.name]
             kid = f"{f['kid']:.2f}" if "kid" in f else "-"
-            line = [where, _combination(row), say(f["psnr"], 2), kid, say(f["smooth_loss"])]
+            line = [where, combination(row), say(f["psnr"], 2), kid, say(f["smooth_loss"])]
             table.append([*line, f"{f['loop_ms']:.1f}"])
     sentence = f"At equal kept tokens the closest to exact are: {'; '.join(parts)}."
     cost = _at_equal_cost(look, rows)
@@ -230,7 +164,7 @@ def _at_equal_cost(look: Look, rows: Sequence[Entry]) -> dict[str, Any] | None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in last:
         f = look.found.figures[row.name]
-        lines.setdefault(_combination(row), []).append((f["loop_ms"], f["psnr"][0]))
+        lines.setdefault(combination(row), []).append((f["loop_ms"], f["psnr"][0]))
     if not last or max(map(len, lines.values())) < 2:
         return None
     target = float(np.median([look.found.figures[row.name]["loop_ms"] for row in last]))

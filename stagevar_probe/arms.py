@@ -9,7 +9,7 @@ difference is caused by the option alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from stagevar_runtime.engine import Observer, advance, start
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.families.base import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.plan import Plan, compile_plan, storing
-from stagevar_runtime.profile import PlanStep, TokenOption
+from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 from stagevar_runtime.sampling import Sampling
 from stagevar_runtime.schema import Guidance
 
 from .inputs import Inputs
 
 Scales = tuple[ScaleSpec, ...]
+Option = TokenOption | FeatureOption
 
 PUBLISHED = "published"
 TOKEN_OPTIONS = (  # selector, restorer, keep ratios: the first two at an easy one as well
@@ -33,6 +34,7 @@ TOKEN_OPTIONS = (  # selector, restorer, keep ratios: the first two at an easy o
     ("update", "delta-cache", (0.4,)),
     ("pivot", "lift", (0.4,)),
 )
+FEATURE_SHARES = (0.5, 0.25)  # of the width: ranks of measured directions
 RAMP_SHARES = (0.5, 0.625, 0.75)  # of the end of a ramp: constants that replace it
 LARGE = 0.06  # share of the tokens below which dropping guidance a scale earlier saves no time
 EXACT = "exact"
@@ -43,8 +45,8 @@ class Arm:
     """One intervention. ``scale`` is the first that differs from its schedule's trunk.
 
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
-    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens``: name of a token option. ``skip``:
-    nothing runs from ``scale`` on.
+    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens`` and ``features``: names of options.
+    ``skip``: nothing runs from ``scale`` on.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Arm:
     variant: str | None = None
     tokens: str | None = None
     skip: bool = False
+    features: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Menu:
     schedules: dict[str, float | None]  # strength at every guided scale; None: as published
     variants: dict[str, tuple[Guidance, float | None]]  # and temperature, after the drop
     tokens: dict[str, TokenOption]
+    features: dict[str, FeatureOption] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """What can change at one scale alone, of which a scale has one."""
+        return {**self.tokens, **self.features}
 
     def drop(self, scale: int, count: int, variant: str, schedule: str) -> list[PlanStep]:
         """Steps that drop guidance from ``scale`` on; ``delta`` keeps the schedule's strength."""
@@ -93,8 +102,12 @@ class Menu:
         steps = self.strengths(arm.schedule, dropped)
         if arm.variant:
             steps += self.drop(arm.scale, count, arm.variant, arm.schedule)
-        if arm.tokens:
-            step = PlanStep(scale=arm.scale, tokens=self.tokens[arm.tokens])
+        if arm.tokens or arm.features:
+            step = PlanStep(
+                scale=arm.scale,
+                tokens=self.tokens[arm.tokens] if arm.tokens else None,
+                features=self.features[arm.features] if arm.features else None,
+            )
             steps = [s for s in steps if s.scale != arm.scale] + [step]
         return sorted(steps, key=lambda step: step.scale)
 
@@ -126,7 +139,9 @@ def default_menu(info: ModelInfo, sampling: Sampling) -> Menu:
         for keep in keeps
     ]
     tokens = {f"{o.select}+{o.restore} {o.keep:g}": o for o in options}
-    return Menu(schedules, variants, tokens)
+    ranks = [max(1, round(share * info.width)) for share in FEATURE_SHARES if info.layers]
+    features = {f"pca {rank}": FeatureOption(rank=rank, basis="pca") for rank in ranks}
+    return Menu(schedules, variants, tokens, features)
 
 
 def possible(
@@ -149,8 +164,8 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
 
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
     cond branch; in other ways or under another schedule only where the scale itself holds a
-    sixteenth of them. Tokens are reduced at the scales that hold a seventh or more; skips leave out
-    one to three last scales.
+    sixteenth of them. Tokens are reduced and features narrowed at the scales that hold a seventh or
+    more; skips leave out one to three last scales.
     """
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
@@ -174,6 +189,7 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
         k for k in range(1, count) if scales[k].tokens >= 0.15 * total and scales[k].kind == "ar"
     ]
     arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
+    arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
     arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - 3), count)]
     return arms
 

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 import stagevar_runtime
+from stagevar_runtime.features import Bases, bases_path, features_of
 from stagevar_runtime.pipeline import Pipeline, schedule_name
 from stagevar_runtime.plan import Plan, compile_plan
-from stagevar_runtime.profile import PlanStep, Profile, write_profile
+from stagevar_runtime.profile import PlanStep, Profile, profile_path, write_profile
 from stagevar_runtime.sampling import Sampling
 
 from .arms import PUBLISHED, Arm, Menu, default_arms, default_menu, possible
+from .bases import BASIS_IMAGES, measure_bases, measured_ranks
 from .cost import Costs, hardware, measure_costs, peak_memory_mb, time_generation
+from .files import write_whole
 from .goal import BUDGETS, Goal
 from .inputs import Inputs
 from .measure import measure_chunk
@@ -75,17 +78,18 @@ class Outputs:
     def beside(cls, checkpoint: Path, output: Path | None = None) -> Outputs:
         """``model.stagevar.yaml`` and company beside ``model.pth``, or by the name ``output``."""
         if output is None:
-            output = (
-                checkpoint / "stagevar.yaml"
-                if checkpoint.is_dir()
-                else checkpoint.with_suffix(".stagevar.yaml")
-            )
+            output = profile_path(checkpoint)
         stem = output.name.removesuffix(".yaml")
         return cls(
             output,
             output.with_name(f"{stem}.measurements.json"),
             output.with_name(f"{stem}.report.html"),
         )
+
+    @property
+    def bases(self) -> Path:
+        """What a profile with measured features is shipped with."""
+        return bases_path(self.profile)
 
     @property
     def partial(self) -> Path:
@@ -120,6 +124,8 @@ class Calibration:
         scales = self.model.scales()
         every = default_arms(self.menu, scales)
         self.arms: list[Arm] = possible(self.menu, every, self.model.info, sampling, scales)
+        self.bases: Bases | None = None
+        self.ranks = measured_ranks(self.menu.steps(arm, len(scales)) for arm in self.arms)
 
     # -- what will be done ---------------------------------------------------------------------
 
@@ -167,6 +173,8 @@ class Calibration:
         exact = compile_plan((), info, scales, self.sampling)
         whole = plan_flops(info, exact)
         total = whole * len(self.menu.schedules)
+        if self.ranks:
+            total += whole * min(1.0, BASIS_IMAGES / len(self.inputs))
         for arm in self.arms:
             if not arm.skip and arm.scale:
                 plan = compile_plan(self.menu.steps(arm, len(scales)), info, scales, self.sampling)
@@ -195,6 +203,8 @@ class Calibration:
 
         one = self.inputs.chunk(0, 1)
         begun = time.perf_counter()
+        if self.ranks:
+            self._use(measure_bases(self.model, one, self.sampling, self.ranks, 1))
         self._measure(one, self.arms)
         seconds = time.perf_counter() - begun
         per_image = seconds
@@ -240,6 +250,7 @@ class Calibration:
         if self.partial.ranks.first:
             write_json(self.outputs.measurements, measured.dump())
             self._report(measured, profile)
+            self._write_bases(profile)
             write_profile(profile, self.outputs.profile)
         self.partial.close()
         return profile
@@ -247,10 +258,40 @@ class Calibration:
     def _open(self, resume: bool) -> None:
         self.partial.open({k: v for k, v in self.job().items() if k != "hardware"}, resume)
 
+    def _bases(self) -> None:
+        """Measure the directions that arms need, once for all processes; use them as shipped."""
+        if not self.ranks:
+            return
+        path, weights = self.partial.folder / "bases.safetensors", self.pipeline.fingerprint.weights
+
+        def measure() -> dict[str, Any]:
+            found = measure_bases(
+                self.model, self.inputs, self.sampling, self.ranks, self.settings.batch
+            )
+            write_whole(path, found.dump(weights))
+            return {"scales": {str(k): rank for k, rank in self.ranks.items()}}
+
+        self.partial.once("bases.json", measure)
+        self._use(Bases.load(path, weights))
+
+    def _use(self, bases: Bases) -> None:
+        self.bases = bases
+        features_of(self.model).use(bases)
+
+    def _write_bases(self, profile: Profile) -> None:
+        """What the profile's plans need; a file of an earlier profile goes."""
+        needed = measured_ranks(plan.steps for plan in profile.plans.values())
+        if self.bases is not None and needed:
+            kept = self.bases.cut(needed).dump(self.pipeline.fingerprint.weights)
+            write_whole(self.outputs.bases, kept)
+        else:
+            self.outputs.bases.unlink(missing_ok=True)
+
     def _measure(self, part: Inputs, arms: Sequence[Arm], ranked: int = 1) -> dict[str, Any]:
         return measure_chunk(self.model, part, self.menu, arms, self.sampling, self.quality, ranked)
 
     def _measured(self) -> Measurements:
+        self._bases()
         size = self.settings.batch
         starts = list(range(0, len(self.inputs), size))
         trial = max(1, math.ceil(len(starts) * PROBATION))
@@ -293,7 +334,7 @@ class Calibration:
                 self.model,
                 part.condition(self.model),
                 self.sampling,
-                self.menu.tokens,
+                self.menu.options,
                 self.settings.repeats,
             ).dump()
 

@@ -50,6 +50,7 @@ NOTHING_FASTER = (
     "no faster plan kept the budget, so balanced is the exact path: "
     "allow more (--max-loss), or measure more images (--count)"
 )
+FILES = ("profile", "measurements", "report", "bases")
 COUNTS = {"labels": (192, 1000), "prompts": (64, 64)}  # calibration and held-out images
 
 
@@ -142,7 +143,7 @@ def calibrate(
     """``stagevar-probe calibrate``; ``ranks``: the processes that share the work."""
     outputs = Outputs.beside(checkpoint, output)
     if checkpoint.exists() and not dry_run:
-        check_writable(outputs.profile, outputs.measurements, outputs.report)
+        check_writable(outputs.profile, outputs.measurements, outputs.report, outputs.bases)
     pipeline = options.load(checkpoint)
     kind = "labels" if pipeline.model.info.classes else "prompts"
     quality = options.quality(checkpoint, pipeline)
@@ -193,6 +194,7 @@ def calibrate(
         "profile": str(job.outputs.profile),
         "measurements": str(job.outputs.measurements),
         "report": str(job.outputs.report),
+        **({"bases": str(job.outputs.bases)} if job.outputs.bases.exists() else {}),
         "satisfied": profile.target.satisfied,
         "max_loss": profile.target.max_loss,
         "plans": {name: figures[name] for name in (EXACT, *profile.plans)},
@@ -202,7 +204,7 @@ def calibrate(
         f"target: {job.goal.said(quality.name)}: "
         + ("met" if profile.target.satisfied else "NOT met"),
         *([] if profile.plan("balanced").steps else [NOTHING_FASTER]),
-        *(f"{name:<13}{result[name]}" for name in ("profile", "measurements", "report")),
+        *(f"{name:<13}{result[name]}" for name in FILES if name in result),
     ]
     return result, "\n".join(text)
 
@@ -304,6 +306,7 @@ def validate(
     ):
         logger.warning(warning)
     pipeline.profile = profile
+    pipeline.use_bases(profile, profile_path)
     sampling = pipeline.sampling(**options.sampling)
     quality = options.quality(checkpoint, pipeline)
     model = pipeline.model

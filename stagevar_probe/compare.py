@@ -13,10 +13,12 @@ from torch import Tensor
 
 from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import ScaleModel
+from stagevar_runtime.features import features_of
 from stagevar_runtime.profile import Profile
 from stagevar_runtime.sampling import Sampling
 
 from .arms import default_menu
+from .bases import BASIS_IMAGES, measure_bases, measured_ranks
 from .contest import EXACT, Entry, Grid, Lineup, assemble
 from .cost import plan_flops
 from .inputs import Inputs
@@ -33,6 +35,7 @@ logger = logging.getLogger("stagevar_probe")
 
 STABLE_IMAGES = 32  # images on which boundaries and ranks are measured, at each guidance
 OTHER_GUIDANCE = 1.5  # of the asked one
+OTHER_SEEDS = 20_000_003  # from those of the compared images
 LOOKED = 128  # images at most whose perceptual distance to exact is measured: it is slow
 STRIP = 8  # pictures kept of every row
 CALM = 1.15  # ratio between times of equal work above which they are called disturbed
@@ -101,6 +104,8 @@ class Contest:
         ][1]
         batches = 1 + len(self.inputs) / self.batch  # one to warm up
         seconds = (made.loop_ms * relative + made.decode_ms * len(plans)) * batches / 1000
+        if measured_ranks(plans.values()):
+            seconds += made.loop_ms * min(BASIS_IMAGES, len(self.inputs)) / self.batch / 1000
         stable = 2 * min(STABLE_IMAGES, len(self.inputs)) / self.batch
         seconds += stable * (made.loop_ms * 2 + made.decode_ms * len(plans[EXACT])) / 1000
         return Work(len(plans), len(self.inputs), relative, seconds)
@@ -111,6 +116,7 @@ class Contest:
         ranks = _mean_ranks(next(iter(curves.values())))
         self.lineup = self._assemble(ranks)
         plans = self.lineup.plans
+        self._measure_bases()
         warm_up(self.model, self.inputs.chunk(0, self.batch), plans, self.sampling)
         strips: dict[str, Tensor] = {}
 
@@ -134,6 +140,17 @@ class Contest:
             for batch in seen:
                 batch[name] = batch[first]
         return Comparison(self.lineup, figures, seen, self.quality, curves, strips)
+
+    def _measure_bases(self) -> None:
+        """Directions that the profile does not bring, on other images than are compared."""
+        ranks = measured_ranks(self.lineup.plans.values())
+        if not ranks:
+            return
+        seeds = tuple(seed + OTHER_SEEDS for seed in self.inputs.seeds)
+        others = replace(self.inputs, seeds=seeds)
+        bases = measure_bases(self.model, others, self.sampling, ranks, self.batch)
+        features = features_of(self.model)
+        features.use(*features.bases, bases)
 
     def _curves(self) -> dict[str, Measurements]:
         """Stages and ranks of the exact path, at the asked guidance and at a stronger one."""

@@ -30,10 +30,11 @@ LATE_DROP = 3  # the scales whose guidance the question about branches drops
 class Entry:
     """One row of a comparison.
 
-    ``kind``: exact, guidance, preset, plan, drop, tokens, skip or joint. ``guidance``: the exact
-    path's own, where it is not the one that was asked for. ``facts`` is what questions look up:
-    of a drop ``branch``, ``scale``, ``schedule``, ``cool``; of tokens ``select``, ``restore``,
-    ``keep``, ``scales``; of a joint plan the names of its ``parts``.
+    ``kind``: exact, guidance, preset, plan, drop, tokens, features, skip or joint. ``guidance``:
+    the exact path's own, where it is not the one that was asked for. ``facts`` is what questions
+    look up: of a drop ``branch``, ``scale``, ``schedule``, ``cool``; of tokens ``select``,
+    ``restore``, ``keep``, ``scales``; of features ``basis``, ``rank``, ``scales``; of a joint plan
+    the names of its ``parts``.
     """
 
     name: str
@@ -66,12 +67,14 @@ class Lineup:
 
 @dataclass(frozen=True)
 class Grid:
-    """Token options to try: keep ratios and span, at the last scale and at the last two."""
+    """Options to try at the last scale and at the last two: keep ratios and span of tokens, ranks
+    of features as shares of the width."""
 
     keep: tuple[float, ...] = (0.5, 0.25)
     span: str = "group"
     selectors: tuple[str, ...] = tuple(SELECTORS)
     restorers: tuple[str, ...] = tuple(RESTORERS)
+    ranks: tuple[float, ...] = (0.5, 0.25)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Selector and restorer; projected rows have no tokens of their own to restore from."""
@@ -102,7 +105,9 @@ def assemble(
     named, left_out = presets_and_plans(info, scales, profile, ranks)
     entries += named
     drafts = [*_drops(menu, sampling, len(scales)), *_skips(len(scales))]
-    drafts += [] if grid is None else [*_tokens(scales, grid), *_joint(menu, scales, grid)]
+    if grid is not None:
+        drafts += [*_tokens(scales, grid), *_joint(menu, scales, grid)]
+        drafts += _features(info, scales, grid) if info.layers else []
     for name, kind, steps, facts in drafts:
         try:
             made = tuple(PlanStep.model_validate(step) for step in steps)
@@ -240,6 +245,25 @@ def _tokens(scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draft]:
                     facts["parts"] = [f"{name} {k}" for k in at]
                 steps = _token_steps(grid, at, keep, select, restore)
                 yield f"{name} {', '.join(map(str, at))}", "tokens", steps, facts
+
+
+def _features(info: ModelInfo, scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draft]:
+    """Every rank, measured and random, at the last scale and at both; the last with tokens too."""
+    late = late_scales(scales)
+    for share in grid.ranks:
+        rank = max(1, round(share * info.width))
+        for basis in ("pca", "random"):
+            option = {"rank": rank, "basis": basis}
+            for at in (late[-1:], late)[: len(late)]:
+                name = f"features {rank} {basis} at {', '.join(map(str, at))}"
+                facts = {**option, "scales": list(at)}
+                yield name, "features", [{"scale": k, "features": option} for k in at], facts
+        tokens = f"deviation + cache, keep {grid.keep[0]:g} at {late[-1]}"
+        if ("deviation", "cache") in grid.pairs():
+            (step,) = _token_steps(grid, late[-1:], grid.keep[0], "deviation", "cache")
+            own = f"features {rank} pca at {late[-1]}"
+            step |= {"features": {"rank": rank, "basis": "pca"}}
+            yield f"{own} with {tokens}", "joint", [step], {"parts": [own, tokens]}
 
 
 def _joint(menu: Menu, scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draft]:

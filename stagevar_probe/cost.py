@@ -14,12 +14,16 @@ import torch
 
 from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import Conditioning, ModelInfo, ScaleModel, ScaleSpec
+from stagevar_runtime.features import FeatureStep
 from stagevar_runtime.plan import Plan, compile_plan
-from stagevar_runtime.profile import PlanStep, TokenOption
+from stagevar_runtime.profile import FeatureOption, PlanStep
 from stagevar_runtime.sampling import Sampling
 
+from .arms import Option
+
 FULL = "full"
-Cell = tuple[int, int, str]  # scale, rows 1 or 2, token option
+COUNTED = ("qkv", "proj", "fc1")  # of the layers that features narrow: text is left out
+Cell = tuple[int, int, str]  # scale, rows 1 or 2, option
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,23 @@ class Costs:
 
 
 def cost_plans(
-    model: ScaleModel, sampling: Sampling, tokens: dict[str, TokenOption]
+    model: ScaleModel, sampling: Sampling, options: Mapping[str, Option]
 ) -> Iterator[tuple[int, str, Plan]]:
-    """One plan for each (rows, option): the option at every scale that can have it."""
+    """One plan for each (rows, option): the option at every scale that can have it.
+
+    Measured directions take as long as random ones, which every scale has.
+    """
     scales, info = model.scales(), model.info
     guided = len(compile_plan((), info, scales, sampling)[0].branches)
     for rows in range(guided, 0, -1):
         drop = PlanStep(scale=0, guidance="cond") if rows < guided else None
         yield rows, FULL, compile_plan([drop] if drop else [], info, scales, sampling)
-        for name, option in tokens.items():
-            steps = [
-                PlanStep(
-                    scale=s.index,
-                    guidance=drop.guidance if drop and s.index == 0 else None,
-                    tokens=option if s.index and s.kind == "ar" else None,
-                )
-                for s in scales
-            ]
+        for name, option in options.items():
+            change: dict[str, Any] = {"tokens": option}
+            if isinstance(option, FeatureOption):
+                change = {"features": option.model_copy(update={"basis": "random"})}
+            steps = [drop] if drop else []
+            steps += [PlanStep(scale=s.index, **change) for s in scales[1:] if s.kind == "ar"]
             yield rows, name, compile_plan(steps, info, scales, sampling)
 
 
@@ -75,7 +79,7 @@ def measure_costs(
     model: ScaleModel,
     conditioning: Conditioning,
     sampling: Sampling,
-    tokens: dict[str, TokenOption],
+    options: Mapping[str, Option],
     repeats: int = 3,
 ) -> Costs:
     """Time every cell, interleaved A B A B, after one warm-up round that is not counted.
@@ -84,7 +88,7 @@ def measure_costs(
     """
     times: dict[Cell, list[float]] = {}
     decode: list[float] = []
-    plans = list(cost_plans(model, sampling, tokens))
+    plans = list(cost_plans(model, sampling, options))
     seeds = list(range(conditioning.batch))
     for turn in range(repeats + 1):
         for rows, name, plan in plans:
@@ -93,7 +97,7 @@ def measure_costs(
                 continue
             decode.append(made.decode_ms)
             for step, ms in zip(plan, made.scale_ms, strict=True):
-                if name == FULL or step.reduced:
+                if name == FULL or step.reduced or step.features:
                     times.setdefault((step.scale.index, rows, name), []).append(ms)
     return Costs(
         ms={cell: median(values) for cell, values in times.items()},
@@ -104,10 +108,21 @@ def measure_costs(
     )
 
 
-def block_flops(info: ModelInfo, rows: int, tokens: int, cached: int, hidden: float = 4.0) -> float:
+def block_flops(
+    info: ModelInfo,
+    rows: int,
+    tokens: int,
+    cached: int,
+    hidden: float = 4.0,
+    features: FeatureStep | None = None,
+) -> float:
     """Multiply-add FLOPs (2 a product) of one block: projections, attention, feed-forward."""
     d = info.width
-    linear = 2 * tokens * d * d * (4 + 2 * hidden)
+    products = d * d * (4 + 2 * hidden)
+    if features is not None:
+        outputs = [info.layers[name] for name in features.layers if name in COUNTED]
+        products -= sum(d * out - features.rank * (d + out) for out in outputs)
+    linear = 2 * tokens * products
     attention = 4 * tokens * (cached + tokens) * d
     return rows * (linear + attention)
 
@@ -119,7 +134,9 @@ def scale_flops(info: ModelInfo, plan: Plan) -> list[float]:
         for group in step.groups if step.run != "skip" else ():
             run = group.tokens.keep if group.tokens else step.scale.tokens
             for block in group.blocks:
-                totals[k] += block_flops(info, len(step.branches), run, cached[block])
+                totals[k] += block_flops(
+                    info, len(step.branches), run, cached[block], features=step.features
+                )
                 cached[block] += run
     return totals
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import stagevar_runtime
 from stagevar_runtime.errors import CalibrationError, ProfileError, ProfileMismatchError
+from stagevar_runtime.features import Bases, bases_path
 from stagevar_runtime.profile import load_profile, write_profile
 
+from .bases import measured_ranks, without_bases
 from .calibrate import solution_row
-from .files import check_writable
+from .files import check_writable, write_whole
 from .goal import Goal
 from .measurements import load_measurements, merged, write_json
 from .monotone import disagreements
@@ -41,8 +43,10 @@ def solve(
     """``stagevar-probe solve``."""
     if output is not None:
         check_writable(output)
-    measured = load_measurements(path)
-    job = measured.job
+    whole = load_measurements(path)
+    job, beside = whole.job, bases_path(path.with_name(_stem(path) + ".yaml"))
+    bases = Bases.load(beside, job["weights"]) if beside.exists() else None
+    measured = without_bases(whole, bases)
     if max_loss is None and min_speedup is None and max_ms is None:
         min_speedup, max_ms = job.get("min_speedup"), job.get("max_ms")
     goal = goal_of(job["max_loss"], max_loss, min_speedup, max_ms)
@@ -64,6 +68,8 @@ def solve(
         short = "" if s.feasible or not goal.by_speed else ", and nothing is fast enough"
         lines.append(f"{name:<9} {s.speedup:.2f}x loop, predicted loss {s.loss:+.4f}{short}")
     lines += result["not_monotone"]
+    if len(measured.arms) < len(whole.arms):
+        lines.append(f"some features cannot be chosen: {beside} does not hold their directions")
     if output is not None:
         profile = build_profile(
             replace(measured, validation={}),
@@ -74,12 +80,20 @@ def solve(
             datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             goal,
         )
+        needed = measured_ranks(plan.steps for plan in profile.plans.values())
+        if bases is not None and needed and bases_path(output) != beside:
+            write_whole(bases_path(output), bases.cut(needed).dump(job["weights"]))
         write_profile(profile, output)
         result["profile"] = str(output)
         lines.append(
             f"profile {output} (not validated: stagevar-probe validate {output} --model …)"
         )
     return result, "\n".join(lines)
+
+
+def _stem(path: Path) -> str:
+    """What a measurements file shares with the profile that was written with it."""
+    return path.name.removesuffix(".measurements.json")
 
 
 def merge(paths: Sequence[Path], output: Path) -> Said:
@@ -103,7 +117,7 @@ def report(path: Path, profile_path: Path | None, output: Path | None) -> Said:
     from .story import write_story
 
     measured = load_measurements(path)
-    stem = path.name.removesuffix(".measurements.json")
+    stem = _stem(path)
     profile = load_profile(profile_path or path.with_name(f"{stem}.yaml"))
     for what, mine, theirs in (
         ("architecture", measured.job["architecture"], profile.model.architecture),

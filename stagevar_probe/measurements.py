@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagevar_runtime.errors import CalibrationError
-from stagevar_runtime.profile import TokenOption
+from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from .arms import Arm, Menu
 from .cost import Costs
@@ -84,7 +84,9 @@ class Measurements:
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
         out = asdict(self)
-        out["menu"]["tokens"] = {n: t.model_dump(mode="json") for n, t in self.menu.tokens.items()}
+        for kind in ("tokens", "features"):
+            options = getattr(self.menu, kind)
+            out["menu"][kind] = {n: o.model_dump(mode="json") for n, o in options.items()}
         if self.costs:
             out["costs"] = asdict(self.costs) | {
                 "ms": [
@@ -117,6 +119,10 @@ class Measurements:
                 variants={n: (b, t) for n, (b, t) in data["menu"]["variants"].items()},
                 tokens={
                     n: TokenOption.model_validate(t) for n, t in data["menu"]["tokens"].items()
+                },
+                features={
+                    n: FeatureOption.model_validate(f)
+                    for n, f in data["menu"].get("features", {}).items()
                 },
             )
             costs = data["costs"]
@@ -191,7 +197,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
 
     Costs are the first's. Held-out figures are dropped: they belong to each job's own plans. An
     intervention that one of the jobs gave up keeps what comes before the gap, and counts as given
-    up.
+    up. Features were narrowed to each job's own directions, which no file joins.
 
     Raises:
         CalibrationError: two of them differ in more than their inputs, or share inputs.

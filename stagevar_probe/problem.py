@@ -14,7 +14,7 @@ from typing import Literal
 
 from stagevar_runtime.errors import CalibrationError
 
-FULL = "full"  # the token option that keeps every token; also the guidance of an undropped scale
+FULL = "full"  # the option that keeps all tokens and features; also the guidance before a drop
 SKIP = "skip"
 
 Drop = tuple[int, str]  # (first scale without guidance, branch variant: "cond", "null@0.6", ...)
@@ -25,8 +25,9 @@ class Problem:
     """Measured costs and losses of every option of one model on one device.
 
     ``ms[(k, rows, tokens)]``: milliseconds of scale k with ``rows`` 2 (guided) or 1, and a token
-    option by name; every scale needs ``"full"`` at the largest rows present. What has no cost
-    cannot be chosen. ``drop_loss[(k, variant)]``: loss when guidance is dropped from k on.
+    or feature option by name (a scale has one); every scale needs ``"full"`` at the largest rows
+    present. What has no cost cannot be chosen. ``drop_loss[(k, variant)]``: loss when guidance is
+    dropped from k on.
     ``token_loss[(k, tokens)]``: loss of that option alone (``"full"`` is 0; an option without a
     loss cannot be chosen). ``skip_loss[k]``: loss when nothing is run from k on.
     ``schedules``: loss offset of every guidance schedule, the default first.

@@ -63,8 +63,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
         if arm.skip:
             skip[arm.scale] = loss
-        elif arm.tokens:
-            tokens[arm.scale, arm.tokens] = loss
+        elif option := arm.tokens or arm.features:
+            tokens[arm.scale, option] = loss
         elif arm.variant and arm.schedule == PUBLISHED:
             drop[arm.scale, arm.variant] = loss
         elif arm.variant:
@@ -104,7 +104,9 @@ def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]
             own |= {"guidance": guidance, "temperature": temperature}
             if guidance == "delta":
                 own["guidance_scale"] = menu.schedules[solution.schedule]
-        if choice.tokens != FULL:
+        if choice.tokens in menu.features:
+            own["features"] = menu.features[choice.tokens]
+        elif choice.tokens != FULL:
             own["tokens"] = menu.tokens[choice.tokens]
     steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
     return _without_repeats(steps)

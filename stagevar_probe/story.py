@@ -157,10 +157,12 @@ def _plan_rows(measured: Measurements, profile: Profile) -> list[Any]:
 
 def _say(step: Any) -> str:
     said = step.model_dump(mode="json", exclude_defaults=True)
-    tokens = said.pop("tokens", None)
+    tokens, features = said.pop("tokens", None), said.pop("features", None)
     parts = [f"{key} {value}" for key, value in said.items()]
     if tokens:
         parts.append(f"keep {tokens['keep']} by {tokens['select']}, restore {tokens['restore']}")
+    if features:
+        parts.append(f"features of rank {features['rank']}, {features['basis']}")
     return ", ".join(parts)
 
 

@@ -183,7 +183,7 @@ def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Any], tuple[P
     if not named and indexes:
         return _read_shards(indexes[0])
     named = named or [path / n for n in _HUB_NAMES if (path / n).exists()]
-    single = named or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    single = named or sorted(p for p in path.iterdir() if _may_be_weights(p))
     if not single:
         raise CheckpointError(
             f"{path}: a directory without a checkpoint, expected one file ending in "
@@ -196,6 +196,11 @@ def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Any], tuple[P
         )
     tree, metadata = _read_file(single[0])
     return tree, metadata, (single[0],)
+
+
+def _may_be_weights(path: Path) -> bool:
+    """By its name; the bases of a profile are no weights."""
+    return path.suffix in SUFFIXES and path.stem.split(".")[-1] != "stagevar" and path.is_file()
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Any], dict[str, Any], tuple[Path, ...]]:

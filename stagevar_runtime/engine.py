@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import StagevarError
 from .families.base import Conditioning, ScaleModel, ScaleSpec, State
+from .features import narrowed
 from .guidance import combine
 from .plan import GroupStep, Plan, ScaleStep, exact_plan
 from .restorers import restore
@@ -166,7 +167,9 @@ def replay(
 def start(
     model: ScaleModel, conditioning: Conditioning, plan: Plan, seed: int | Sequence[int]
 ) -> State:
-    """The state before the first scale of ``plan``."""
+    """The state before the first scale of ``plan``, with the weights it needs made."""
+    for step in plan:
+        narrowed(model, step.scale.index, step.features)
     noise = Noise(seed, conditioning.batch, model.device)
     scales = tuple(step.scale for step in plan)
     guided = any("null" in step.branches for step in plan)
@@ -193,6 +196,7 @@ def advance(
     if state.branches != step.branches:
         model.keep(state, step.branches[0] if len(step.branches) == 1 else None)
     state.weights = step.weights if len(step.branches) == 2 else None
+    state.narrow = narrowed(model, step.scale.index, step.features)
     for cache in state.kv:
         cache.capacity = step.capacity
 

@@ -9,15 +9,32 @@ their time reading weights, 16 GB/s as stored and 33 GB/s packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 PACK_LIMIT = 2 * 2**30  # bytes: VAR-d16 is packed, d20 and larger keep one copy
+
+
+class Narrow(NamedTuple):
+    """Stands in for a weight ``(d_out, d)`` and its bias: r directions of the input, then the rest.
+
+    ``down`` ``(r, d)``, ``up`` ``(d_out, r)``, ``bias`` ``(d_out,)``; see :mod:`.features`.
+    """
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None
+
+
+Narrowed = Mapping[str, Narrow]
+"""What stands in for the layers of one block, by their names."""
+
+WHOLE: Narrowed = {}
 
 
 @cache
@@ -35,8 +52,19 @@ def backend(device: torch.device, dtype: torch.dtype) -> str:
     return "torch" if plain or not torch.backends.mkldnn.enabled else "onednn"
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """``x @ weightᵀ + bias``, then a tanh-approximated GELU if asked. Shapes as ``F.linear``."""
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gelu: bool = False,
+    narrow: Narrow | None = None,
+) -> Tensor:
+    """``x @ weightᵀ + bias``, then a tanh-approximated GELU if asked. Shapes as ``F.linear``.
+
+    ``narrow`` is taken in place of weight and bias.
+    """
+    if narrow is not None:
+        x, weight, bias = linear(x, narrow.down), narrow.up, narrow.bias
     eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     if eager and backend(x.device, x.dtype) == "onednn":
         product = _onednn()
@@ -64,6 +92,13 @@ def pack(module: nn.Module) -> bool:
     return True
 
 
+def pack_like(weight: Tensor, other: Tensor) -> Tensor:
+    """``weight``, to be packed at its first use if ``other`` is."""
+    if hasattr(other, "packed"):
+        weight.packed = None  # type: ignore[attr-defined]
+    return weight
+
+
 def _packed(weight: Tensor) -> Tensor:
     """The packed copy of a weight that is to have one, or the weight itself."""
     if not hasattr(weight, "packed"):
@@ -77,5 +112,5 @@ def _packed(weight: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """``nn.Linear`` through :func:`linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, narrow: Narrow | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, narrow=narrow)

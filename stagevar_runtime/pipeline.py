@@ -20,17 +20,19 @@ from .engine import Generation
 from .errors import CheckpointError, ProfileError, StagevarError
 from .families import Family, recognise
 from .families.base import Conditioning, ScaleModel, ScaleSpec
+from .features import Bases, bases_path, features_of, narrowed
 from .fingerprint import Fingerprint, architecture_hash, weights_hash
 from .graphs import compile_model
 from .plan import Plan, compile_plan
 from .presets import PRESETS, Ranks, preset
-from .profile import Found, PlanStep, Profile, check_match, find_profile
+from .profile import Found, PlanStep, Profile, check_match, find_profile, profile_path
 from .sampling import Sampling
 from .summary import Summary, summary_row
 from .text import Encode, encoder_for
 
 logger = logging.getLogger("stagevar_runtime")
 
+MEMORY = Path("<memory>")  # where a profile lies that was given as an object
 GPU_TILE = 8  # kept tokens are rounded up to a multiple of this on CUDA
 
 
@@ -186,6 +188,7 @@ class Pipeline:
             strict=strict,
             repair=f"stagevar-probe calibrate {self.path}",
         )
+        self.use_bases(found.profile, found.path)
         name = plan or found.profile.default_plan
         self._set(tuple(found.profile.plan(name).steps), name)
         self.profile, self.profile_source = found.profile, f"{found.path} ({found.how})"
@@ -196,11 +199,25 @@ class Pipeline:
         if self._changes_nothing():
             logger.warning("%s", self._idle_note())
 
+    def use_bases(self, profile: Profile, path: Path) -> None:
+        """Load the measured bases beside a profile, where one of its plans needs them.
+
+        ``path`` is the profile's; one that is in memory only has its bases beside the checkpoint.
+        What is missing is said when a plan asks for it.
+        """
+        if not self.model.info.layers:
+            return
+        beside = bases_path(profile_path(self.path) if path == MEMORY else path)
+        options = [step.features for plan in profile.plans.values() for step in plan.steps]
+        needed = any(option is not None and option.basis == "pca" for option in options)
+        found = [Bases.load(beside, self.fingerprint.weights)] if needed and beside.exists() else []
+        features_of(self.model).use(*found)
+
     def _find(self, profile: str | Path | Profile | None) -> Found | None:
         if profile is None:
             return None
         if isinstance(profile, Profile):
-            return Found(Path("<memory>"), profile, "given")
+            return Found(MEMORY, profile, "given")
         return find_profile(self.path, self.fingerprint, profile, os.environ)
 
     def enable(
@@ -247,7 +264,11 @@ class Pipeline:
         return self
 
     def _set(self, steps: tuple[PlanStep, ...], name: str) -> None:
-        self._compile(steps, self.model.scales(), self.model.default_sampling)
+        plan = self._compile(steps, self.model.scales(), self.model.default_sampling)
+        if self.model.info.layers:
+            features_of(self.model).forget()
+        for step in plan:
+            narrowed(self.model, step.scale.index, step.features)
         self._steps, self.plan_name, self._last = steps, name, None
 
     @property

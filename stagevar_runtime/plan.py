@@ -8,10 +8,11 @@ from itertools import pairwise
 
 from .errors import ProfileError
 from .families.base import Branch, ModelInfo, ScaleSpec
+from .features import FeatureStep
 from .guidance import Weights, plain_weights, published_weights
 from .restorers import RESTORERS
 from .sampling import Sampling
-from .schema import Guidance, PlanStep, TokenOption
+from .schema import FeatureOption, Guidance, PlanStep, TokenOption
 from .selectors import SELECTORS
 from .tokens import Boundary, kept_tokens
 
@@ -47,7 +48,8 @@ class ScaleStep:
     stands in for null; ``keep_difference``: this is that earlier scale. ``store``: block indices
     whose input (depth: the last output) the next reduced scale needs. ``capacity``: cached tokens
     a block needs until the batch shrinks.
-    ``smooth``: whether smoothed sampling may apply.
+    ``features``: which layers see part of what enters them. ``smooth``: whether smoothed sampling
+    may apply.
     """
 
     scale: ScaleSpec
@@ -58,6 +60,7 @@ class ScaleStep:
     keep_difference: bool = False
     temperature: float = 1.0
     groups: tuple[GroupStep, ...] = ()
+    features: FeatureStep | None = None
     store: tuple[int, ...] = ()
     capacity: int = 0
     smooth: bool = True
@@ -90,7 +93,7 @@ def compile_plan(
     Raises:
         ProfileError: a scale the model lacks, guidance that would have to return, a branch the
             family refuses, a restorer without a previous scale, a skip of every scale, a scale
-            twice.
+            twice, features of a family that has none or that make no layer cheaper.
     """
     by_scale = {step.scale: step for step in steps}
     if len(by_scale) < len(steps):
@@ -194,6 +197,7 @@ def _step(
         delta=mode == "delta",
         temperature=sampling.temperature if temperature is None else temperature,
         groups=_groups(asked.tokens if asked else None, info, scale, multiple),
+        features=_features(asked.features, info, scale) if asked and asked.features else None,
         smooth=guided,
         asked=asked,
     )
@@ -225,6 +229,32 @@ def _groups(
         tokens = TokenStep(keep, option.select, option.restore) if keep < scale.tokens else None
         groups.append(GroupStep(blocks, tokens))
     return tuple(groups) if any(g.tokens for g in groups) else _groups(None, info, scale, multiple)
+
+
+def _features(option: FeatureOption, info: ModelInfo, scale: ScaleSpec) -> FeatureStep:
+    """The layers that are named, or else those that the rank makes cheaper."""
+    where = f"scale {scale.index} asks for features of rank {option.rank}"
+    if not info.layers:
+        raise ProfileError(
+            f"{where}, but the {info.family} family cannot narrow its layers. Reduce its tokens"
+        )
+    if option.rank > info.width:
+        raise ProfileError(f"{where}, expected at most the width of the model, {info.width}")
+    unknown = [name for name in option.layers or () if name not in info.layers]
+    if unknown:
+        raise ProfileError(
+            f"{where} in layer {unknown[0]!r}, expected one of {', '.join(info.layers)}"
+        )
+    cheaper = {
+        name: info.width * out / (info.width + out) for name, out in info.layers.items()
+    }  # from this rank on r (d + d_out) products are no fewer than d d_out
+    chosen = option.layers or tuple(n for n, rank in cheaper.items() if option.rank < rank)
+    if not chosen:
+        raise ProfileError(
+            f"{where}, which makes no layer cheaper, expected one below "
+            f"{max(cheaper.values()):.0f}, or the layers by name"
+        )
+    return FeatureStep(option.rank, option.basis, option.seed, chosen)
 
 
 def _check_runs(plan: Sequence[ScaleStep]) -> None:

@@ -19,6 +19,7 @@ from .schema import (
     CreatedBy,
     Estimate,
     Expected,
+    FeatureOption,
     ModelRef,
     Plan,
     PlanStep,
@@ -40,6 +41,7 @@ __all__ = [
     "CreatedBy",
     "Estimate",
     "Expected",
+    "FeatureOption",
     "Found",
     "ModelRef",
     "Plan",
@@ -225,6 +227,13 @@ def shipped_folder() -> Path | None:
     return checkout if checkout.is_dir() and (here.parent / "pyproject.toml").exists() else None
 
 
+def profile_path(checkpoint: Path) -> Path:
+    """``model.stagevar.yaml`` beside ``model.pth``, ``stagevar.yaml`` in a directory."""
+    if checkpoint.is_dir():
+        return checkpoint / FILE_NAME
+    return checkpoint.with_suffix(".stagevar.yaml")
+
+
 def find_profile(
     checkpoint: str | Path,
     fingerprint: Fingerprint,
@@ -246,9 +255,9 @@ def find_profile(
     if named:
         return _found(Path(named), VARIABLE)
     checkpoint = Path(checkpoint)
-    beside = [checkpoint / FILE_NAME]
+    beside = [profile_path(checkpoint)]
     if not checkpoint.is_dir():
-        beside = [checkpoint.with_suffix(".stagevar.yaml"), checkpoint.with_name(FILE_NAME)]
+        beside.append(checkpoint.with_name(FILE_NAME))
     for path in beside:
         if path.is_file():
             return _found(path, "beside the checkpoint")

@@ -101,6 +101,26 @@ class TokenOption(Model):
         return self
 
 
+class FeatureOption(Model):
+    """Run the linear layers of a scale through ``rank`` directions of what enters them.
+
+    ``basis``: ``pca`` was measured and lies beside the profile, ``random`` is drawn from ``seed``.
+    ``layers`` by name; None: those that become cheaper.
+    """
+
+    layout = "terse"
+    rank: PositiveInt
+    basis: Literal["pca", "random"]
+    seed: NonNegativeInt = 0
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _seed_of_random(self) -> FeatureOption:
+        if self.seed and self.basis != "random":
+            raise ValueError(f"got seed {self.seed} with basis {self.basis}, expected it measured")
+        return self
+
+
 class PlanStep(Model):
     """What changes at one scale. ``guidance`` None: as at the scale before; the others are for
     this scale alone, None being the exact path's.
@@ -117,10 +137,11 @@ class PlanStep(Model):
     guidance_scale: float | None = None
     temperature: PositiveFloat | None = None
     tokens: TokenOption | None = None
+    features: FeatureOption | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> PlanStep:
-        names = ("guidance", "guidance_scale", "temperature", "tokens")
+        names = ("guidance", "guidance_scale", "temperature", "tokens", "features")
         given = [name for name in names if getattr(self, name) is not None]
         if self.run == "skip" and given:
             raise ValueError(

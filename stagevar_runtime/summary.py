@@ -87,6 +87,9 @@ def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:
         if reduced:
             one = reduced[0]
             done.append(f"{len(reduced)}/{len(step.groups)} groups {one.select} + {one.restore}")
+        if step.features:
+            rank, basis = step.features.rank, step.features.basis
+            done.append(f"features {rank} {basis} in {' '.join(step.features.layers)}")
         if step.temperature != 1.0:
             done.append(f"temperature {step.temperature:g}")
     return SummaryRow(
@@ -105,10 +108,12 @@ def _asked(step: PlanStep | None) -> str:
     if step is None:
         return "-"
     said = step.model_dump(exclude_defaults=True, exclude={"scale"})
-    tokens = said.pop("tokens", None)
+    tokens, features = said.pop("tokens", None), said.pop("features", None)
     parts = [f"{name} {value}" for name, value in said.items()]
     if tokens:
         keep = tokens["keep"]
         ratio = f"{sum(keep) / len(keep):.2g} mean" if isinstance(keep, tuple) else f"{keep:g}"
         parts.append(f"keep {ratio} {tokens['select']}")
+    if features:
+        parts.append(f"rank {features['rank']} {features['basis']}")
     return ", ".join(parts) or "full"

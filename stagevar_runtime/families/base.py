@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import StagevarError
 from ..kvcache import KVCache
+from ..linear import Narrowed
 from ..sampling import Noise, Sampling
 
 Branch = Literal["cond", "null"]
@@ -56,6 +57,8 @@ class ModelInfo:
     guided scale has. ``notes`` is what a user should know of this model; a summary repeats it.
     ``inputs`` and ``optional_inputs`` name what :meth:`ScaleModel.condition` takes, ``sizes`` what
     :meth:`ScaleModel.scales` takes.
+    ``layers``: the linear layers of a block that features can narrow (of input ``width``) and how
+    wide their outputs are; empty where a family cannot.
     ``classes`` (0: none) and ``bits`` a token (0: ids of a vocabulary) describe inputs and outputs.
     ``config`` is what the tensors' shapes do not tell; it goes into the architecture fingerprint.
     """
@@ -76,6 +79,7 @@ class ModelInfo:
     sizes: tuple[str, ...] = ()
     classes: int = 0
     bits: int = 0
+    layers: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -85,13 +89,15 @@ class Capabilities:
     """What a family can do, for lists and tables; one model's own limits are in its ModelInfo.
 
     ``alone``: branches that may run without the other. ``returns``: when dropped guidance may come
-    back. ``tokens``: at which scales tokens can be reduced. Any scale can be skipped, and a batch
+    back. ``tokens``: at which scales tokens can be reduced. ``features``: whether layers can be
+    narrowed. Any scale can be skipped, and a batch
     of B images equals B batches of one, in every family.
     """
 
     alone: tuple[Branch, ...] = ("cond", "null")
     returns: Literal["never", "without AR"] = "never"
     tokens: Literal["all", "all but first and last"] = "all"
+    features: bool = False
     aspect_ratios: bool = False
 
 
@@ -155,7 +161,8 @@ class State:
     ``(rows, n, d)`` that entered block b at the last scale that kept it, with that scale.
     ``weights`` say how the branches combine at the scale that runs (None: one branch alone).
     ``difference`` is cond - null of the logits ``(B, n, V')`` at the last guided scale that kept
-    it, with that scale; it has no rows to drop.
+    it, with that scale; it has no rows to drop. ``narrow`` says what stands in for the linear
+    layers of each block at the scale that runs (:mod:`stagevar_runtime.features`).
     ``extra`` is the family's own, without rows.
     """
 
@@ -169,6 +176,7 @@ class State:
     features: dict[int, tuple[ScaleSpec, Tensor]] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
     difference: tuple[ScaleSpec, Tensor] | None = None
+    narrow: Mapping[int, Narrowed] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, Any] | None = None
 

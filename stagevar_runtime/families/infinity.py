@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
+from ..features import Features
 from ..kvcache import empty_caches
+from ..linear import WHOLE
 from ..sampling import Noise, Sampling, draw
 from .base import Branch, Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
 from .bsq_vae import BSQVAE
@@ -41,7 +43,7 @@ class Infinity:
     """An Infinity transformer with its tokenizer, speaking the model protocol."""
 
     family = "infinity"
-    capabilities = Capabilities(aspect_ratios=True)
+    capabilities = Capabilities(aspect_ratios=True, features=True)
     tokenizer_patterns = tuple(
         f"{folder}infinity_vae_*{suffix}"
         for folder in ("", "../")
@@ -74,18 +76,21 @@ class Infinity:
         self._level_before: frozenset[int] = frozenset()
         if self.settings.level == "chunk":
             self._level_before = frozenset(r.start for r in chunks or _singles(config.depth))
+        groups = chunks or split_depth(config.depth, GROUPS)
+        self.features = Features([block.layers() for block in self.blocks], groups)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
             width=config.width,
             heads=config.heads,
-            groups=chunks or split_depth(config.depth, GROUPS),
+            groups=groups,
             guidance="linear",
             guides_logits=self._guides_logits,
             inputs=("text", "mask"),
             optional_inputs=("null_text", "null_mask"),
             sizes=("aspect_ratio", "size", "height", "width"),
             bits=config.bits,
+            layers=self.features.widths,
             config={
                 **asdict(config),
                 "patchify": self.patchify,
@@ -321,9 +326,9 @@ class Infinity:
         for i in blocks:
             if i in self._level_before:
                 x = x + self.transformer.lvl_embed.weight[scale.index]
-            x = self.blocks[i](
-                x, rows["blocks"][i], rows["text"][i], rows["mask"], rotation, state.kv[i]
-            )
+            own = (rows["blocks"][i], rows["text"][i], rows["mask"])
+            narrow = state.narrow.get(i, WHOLE)
+            x = self.blocks[i](x, *own, rotation, state.kv[i], narrow)
             if i in self._mixed_after and _guides(state):
                 x = _mixed(state, x, positions)
         return x

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CheckpointError
+from ..features import Layer
 from ..kvcache import KVCache, attend
-from ..linear import Linear, linear
+from ..linear import WHOLE, Linear, Narrowed, linear
 from .layers import MAX_LOG_SCALE, FeedForward, Head, ada_linear, modulated
 from .rope import Rotation, rotate_pairs
 
@@ -118,13 +119,15 @@ class SelfAttention(nn.Module):
         scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
         self.query_scale = scale.reshape(1, self.heads, 1, 1)  # 11H1 in files trained with flash
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: KVCache) -> Tensor:
-        qkv = linear(x, self.mat_qkv.weight, self.qkv_bias)
+    def forward(
+        self, x: Tensor, rotation: Rotation, cache: KVCache, narrow: Narrowed = WHOLE
+    ) -> Tensor:
+        qkv = linear(x, self.mat_qkv.weight, self.qkv_bias, narrow=narrow.get("qkv"))
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         q = rotate_pairs(F.normalize(q.float(), dim=-1) * self.query_scale, rotation)
         k = rotate_pairs(F.normalize(k.float(), dim=-1), rotation)
         k, v = cache.append(k.to(x.dtype), v)
-        return self.proj(attend(q.to(x.dtype), k, v, 1.0))
+        return self.proj(attend(q.to(x.dtype), k, v, 1.0), narrow.get("proj"))
 
 
 class CrossAttention(nn.Module):
@@ -148,10 +151,12 @@ class CrossAttention(nn.Module):
         k, v = kv.permute(2, 0, 3, 1, 4).unbind()
         return k, v
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, narrow: Narrowed = WHOLE
+    ) -> Tensor:
         assert isinstance(self.mat_q, nn.Module)
-        q = self.mat_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        return self.proj(attend(q, k, v, self.scale, mask))
+        q = self.mat_q(x, narrow.get("text_q")).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return self.proj(attend(q, k, v, self.scale, mask), narrow.get("text_proj"))
 
     def pool(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """One vector ``(rows, C)`` of text features ``(rows, T, text width)``."""
@@ -193,6 +198,18 @@ class Block(nn.Module):
         self.sa.prepare()
         self.ca_norm.float()
 
+    def layers(self) -> dict[str, Layer]:
+        """The layers that features can narrow."""
+        sa, ca, fc1 = self.sa, self.ca, self.ffn.fc1
+        assert isinstance(ca.mat_q, Linear)
+        return {
+            "qkv": Layer(sa, sa.mat_qkv.weight, sa.qkv_bias),
+            "proj": Layer(sa.proj, sa.proj.weight, sa.proj.bias),
+            "text_q": Layer(ca, ca.mat_q.weight, ca.mat_q.bias),
+            "text_proj": Layer(ca.proj, ca.proj.weight, ca.proj.bias),
+            "fc1": Layer(self.ffn, fc1.weight, fc1.bias),
+        }
+
     def modulation(self, condition: Tensor, shared: Tensor | None) -> Modulation:
         """Six ``(rows, 1, C)`` float32: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2."""
         if shared is not None:
@@ -211,15 +228,16 @@ class Block(nn.Module):
         mask: Tensor | None,
         rotation: Rotation,
         cache: KVCache,
+        narrow: Narrowed = WHOLE,
     ) -> Tensor:
         dtype = self.sa.q_bias.dtype
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        x = torch.addcmul(
-            x, self.sa(modulated(x, scale1, shift1).to(dtype), rotation, cache).float(), gamma1
-        )
-        y = self.ca(self.ca_norm(x).to(dtype), *text, mask)
+        y = self.sa(modulated(x, scale1, shift1).to(dtype), rotation, cache, narrow)
+        x = torch.addcmul(x, y.float(), gamma1)
+        y = self.ca(self.ca_norm(x).to(dtype), *text, mask, narrow)
         x = x + (y if self.ca_gamma is None else y * self.ca_gamma)
-        return torch.addcmul(x, self.ffn(modulated(x, scale2, shift2).to(dtype)).float(), gamma2)
+        y = self.ffn(modulated(x, scale2, shift2).to(dtype), narrow)
+        return torch.addcmul(x, y.float(), gamma2)
 
 
 class Chunk(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kvcache import KVCache, attend
-from ..linear import Linear, linear
+from ..linear import WHOLE, Linear, Narrowed, linear
 from .rope import Rotation
 
 MAX_LOG_SCALE = math.log(100)
@@ -103,14 +103,21 @@ class Attention(CosineNorm):
         super().prepare()
         self.qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def forward(self, x: Tensor, cache: KVCache, rotation: Rotation | None = None) -> Tensor:
-        qkv = linear(x, getattr(self, self.projection).weight, self.qkv_bias)
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache,
+        rotation: Rotation | None = None,
+        narrow: Narrowed = WHOLE,
+    ) -> Tensor:
+        weight = getattr(self, self.projection).weight
+        qkv = linear(x, weight, self.qkv_bias, narrow=narrow.get("qkv"))
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         q, k = self.queries(q), self.keys(k)
         if self.rotate is not None and rotation is not None:
             q, k = self.rotate(q, rotation), self.rotate(k, rotation)
         k, v = cache.append(k, v)
-        return self.proj(attend(q, k, v, self.scale))
+        return self.proj(attend(q, k, v, self.scale), narrow.get("proj"))
 
 
 class TextAttention(CosineNorm):
@@ -141,8 +148,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(linear(x, self.fc1.weight, self.fc1.bias, gelu=True))
+    def forward(self, x: Tensor, narrow: Narrowed = WHOLE) -> Tensor:
+        fc1 = self.fc1
+        return self.fc2(linear(x, fc1.weight, fc1.bias, gelu=True, narrow=narrow.get("fc1")))
 
 
 class GatedFeedForward(nn.Module):

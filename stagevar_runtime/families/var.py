@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, StagevarError
+from ..features import Features, Layer
 from ..kvcache import KVCache, empty_caches
-from ..linear import Linear
+from ..linear import WHOLE, Linear, Narrowed
 from ..sampling import Noise, Sampling
 from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
 from .codes import CodebookModel, checked_tokenizer
@@ -96,10 +97,22 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
         return gamma1, gamma2, scale1 + 1, scale2 + 1, shift1, shift2
 
-    def forward(self, x: Tensor, modulation: Modulation, cache: KVCache) -> Tensor:
+    def layers(self) -> dict[str, Layer]:
+        """The layers that features can narrow."""
+        attn, fc1 = self.attn, self.ffn.fc1
+        return {
+            "qkv": Layer(attn, getattr(attn, attn.projection).weight, attn.qkv_bias),
+            "proj": Layer(attn.proj, attn.proj.weight, attn.proj.bias),
+            "fc1": Layer(self.ffn, fc1.weight, fc1.bias),
+        }
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, cache: KVCache, narrow: Narrowed = WHOLE
+    ) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        x = torch.addcmul(x, self.attn(modulated(x, scale1, shift1), cache), gamma1)
-        return torch.addcmul(x, self.ffn(modulated(x, scale2, shift2)), gamma2)
+        attended = self.attn(modulated(x, scale1, shift1), cache, narrow=narrow)
+        x = torch.addcmul(x, attended, gamma1)
+        return torch.addcmul(x, self.ffn(modulated(x, scale2, shift2), narrow), gamma2)
 
 
 class Transformer(nn.Module):
@@ -124,7 +137,7 @@ class VAR(CodebookModel):
     """A VAR transformer with its tokenizer, speaking the model protocol."""
 
     family = "var"
-    capabilities = Capabilities()
+    capabilities = Capabilities(features=True)
     tokenizer_patterns = ("vae_*.pth", "vae_*.safetensors")
     unused_tensors = UNUSED_BUFFERS
     options: tuple[str, ...] = ()
@@ -139,15 +152,20 @@ class VAR(CodebookModel):
             dtype,
         )
         self.device = transformer.pos_1LC.device
+        for block in transformer.blocks:
+            block.attn.prepare()  # type: ignore[operator,union-attr]
+        groups = split_depth(config.depth, GROUPS)
+        self.features = Features([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
             width=config.width,
             heads=config.heads,
-            groups=split_depth(config.depth, GROUPS),
+            groups=groups,
             guidance="ramp",
             inputs=("labels",),
             classes=config.classes,
+            layers=self.features.widths,
             config=asdict(config),
         )
         self.default_sampling = Sampling(guidance=1.5, top_k=900, top_p=0.96)
@@ -159,8 +177,6 @@ class VAR(CodebookModel):
         )
         position = transformer.pos_1LC + transformer.lvl_embed(level)
         self._positions = [position[:, a:b] for a, b in pairwise(starts)]
-        for block in transformer.blocks:
-            block.attn.prepare()  # type: ignore[operator,union-attr]
 
     @staticmethod
     def recognise(names: Mapping[str, Any]) -> bool:
@@ -263,7 +279,8 @@ class VAR(CodebookModel):
     ) -> Tensor:
         """Positions are in ``x`` already, so a subset of tokens needs none."""
         for i in blocks:
-            x = self.transformer.blocks[i](x, state.rows["blocks"][i], state.kv[i])
+            narrow = state.narrow.get(i, WHOLE)
+            x = self.transformer.blocks[i](x, state.rows["blocks"][i], state.kv[i], narrow)
         return x
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:

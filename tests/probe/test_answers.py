@@ -29,6 +29,11 @@ def tokens(select: str, restore: str, keep: float, *scales: int) -> Entry:
     return Entry(f"{select} + {restore} {keep} {scales}", "tokens", facts=facts)
 
 
+def features(rank: int, *scales: int) -> Entry:
+    facts = {"basis": "pca", "rank": rank, "scales": list(scales)}
+    return Entry(f"features {rank} at {scales}", "features", facts=facts)
+
+
 def skip(late: int) -> Entry:
     return Entry(f"skip the last {late}", "skip", facts={"late": late})
 
@@ -53,6 +58,7 @@ def comparison(rows: dict[Entry, tuple[float, float, float]], reference=None) ->
             "smooth_loss": list(mean_interval(loss - own)),
             "psnr": list(mean_interval(psnr)),
             "loop_ms": ms,
+            "speedup_loop": [10 / ms, 9.8 / ms, 10.2 / ms],
         } | ({} if reference is None else {"kid": 10 * loss})
     quality = Likeness()
     quality.reference = reference
@@ -181,6 +187,41 @@ def test_stability_between_halves_and_guidance() -> None:
         0.2 * np.mean([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
     )
     assert moved["rank_correlation"] == pytest.approx(1.0)
+
+
+def decibel(error: float) -> float:
+    return -10 * float(np.log10(error))
+
+
+def test_axes_meet_at_equal_time() -> None:
+    """Exact takes 10 ms. Half the tokens: 8 ms at error .01, so .005 at 9 ms and .015 at 7 ms."""
+    rows: Rows = {
+        tokens("deviation", "cache", 0.5, 6): (0.02, decibel(0.01), 8.0),
+        tokens("deviation", "cache", 0.25, 6): (0.04, decibel(0.02), 6.0),
+        tokens("norm", "none", 0.5, 6): (0.2, decibel(0.1), 8.0),
+        tokens("norm", "none", 0.5, 5, 6): (0.0, decibel(1e-6), 9.0),  # at other scales
+        features(512, 6): (0.02, decibel(0.01), 9.0),  # 3 dB more error than tokens, .01 lost
+        features(256, 6): (0.01, decibel(0.0075), 7.0),  # half the error of tokens, .02 gained
+        features(800, 6): (0.0, decibel(0.001), 9.9),  # within the noise of times
+        features(8, 6): (0.5, decibel(0.5), 5.0),
+    }
+    answer = asked(comparison(rows), "fewer features")
+    assert answer is not None
+    cases = answer.numbers
+    worse, better = cases["features 512 at (6,)"], cases["features 256 at (6,)"]
+    assert worse["tokens"] == better["tokens"] == "deviation + cache"
+    assert worse["psnr"][0] == pytest.approx(-3.0, abs=0.3) and worse["psnr"][2] < 0
+    assert worse["smooth"][0] == pytest.approx(-0.01, abs=0.003)
+    assert better["psnr"][0] == pytest.approx(3.0, abs=0.3) and better["psnr"][1] > 0
+    assert better["smooth"][0] == pytest.approx(0.02, abs=0.003)
+    said = answer.sentence
+    assert "features 512 at (6,) is farther from exact than deviation + cache, -" in said
+    assert "features 256 at (6,) is closer to exact than deviation + cache, +" in said
+    assert "features 800 at (6,) is not shown to be faster than the exact path" in said
+    assert "features 8 at (6,) takes less time than every token option tried" in said
+    assert len(answer.table) == 1 + 4
+    only = {row: values for row, values in rows.items() if row.kind == "tokens"}
+    assert asked(comparison(only), "fewer features") is None
 
 
 def test_questions_without_rows_are_not_asked() -> None:

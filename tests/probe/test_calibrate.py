@@ -15,6 +15,7 @@ import torch
 from conftest import write_tiny
 
 from stagevar_probe import calibrate as module
+from stagevar_probe.bases import measured_ranks
 from stagevar_probe.calibrate import Calibration, Outputs, Settings
 from stagevar_probe.inputs import balanced_labels
 from stagevar_probe.measurements import Measurements, load_measurements
@@ -23,6 +24,7 @@ from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.pipeline import Pipeline, load
 from stagevar_runtime.profile import load_profile
 
+BASES = ("bases.json", "bases.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -93,12 +95,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline):
 
 def test_writes_its_files_and_nothing_else(finished) -> None:
     folder, profile, _ = finished
-    assert sorted(path.name for path in folder.iterdir()) == [
+    read = load_profile(folder / "m.stagevar.yaml")
+    needed = measured_ranks(plan.steps for plan in read.plans.values())  # chosen by times
+    assert {path.name for path in folder.iterdir()} == {
         "m.stagevar.measurements.json",
         "m.stagevar.report.html",
         "m.stagevar.yaml",
-    ]
-    read = load_profile(folder / "m.stagevar.yaml")
+        *(("m.stagevar.safetensors",) if needed else ()),
+    }
     assert set(read.plans) == {"quality", "balanced", "fast"}
     assert read.plans.keys() == profile.plans.keys()
     for name, plan in read.plans.items():
@@ -175,7 +179,7 @@ def test_no_resume_starts_afresh(tmp_path: Path, pipeline: Pipeline) -> None:
     job = job_in(tmp_path, pipeline, Interrupting(0), max_loss=0.2)
     with pytest.raises(KeyboardInterrupt):
         job.run(resume=False)
-    assert [path.name for path in partial.iterdir()] == ["job.json"]
+    assert {path.name for path in partial.iterdir()} == {"job.json", *BASES}
 
 
 def test_damaged_partial_state_is_named(tmp_path: Path, pipeline: Pipeline) -> None:
@@ -300,14 +304,14 @@ def test_killed_leaves_no_final_file_and_goes_on(
     assert died.returncode == code, died.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".m.yaml.partial"]
     kept = {path.name for path in (tmp_path / "out" / ".m.yaml.partial").glob("[!.]*")}
-    assert kept == {"job.json", "chunk-00000.json"}
+    assert kept == {"job.json", "chunk-00000.json", *BASES}
     if name == "SIGINT":
         assert "Go on with the same command" in died.stderr and "Traceback" not in died.stderr
         return
     done = run(10**6)
     assert done.returncode in (0, 5), done.stderr
     assert "resuming the calibration" in done.stderr and "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {"m.stagevar.safetensors"} == {
         "m.yaml",
         "m.measurements.json",
         "m.report.html",

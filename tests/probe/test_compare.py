@@ -13,6 +13,7 @@ import torch
 from conftest import invoke
 
 from stagevar_probe.answers import answers
+from stagevar_probe.bases import measure_bases
 from stagevar_probe.compare import (
     Comparison,
     Contest,
@@ -74,6 +75,13 @@ def test_every_preset_pair_and_guidance_has_a_row(found) -> None:
         kinds.setdefault(entry.kind, []).append(entry.name)
     assert set(kinds["preset"]) | set(found.lineup.left_out) >= set(PRESETS)
     assert len(kinds["tokens"]) == 3 * len(GRID.pairs())  # two ratios at the last, one at both
+    assert kinds["features"] == [
+        f"features {rank} {basis} at {at}"
+        for rank in (32, 16)
+        for basis in ("pca", "random")
+        for at in ("3", "2, 3")
+    ]
+    assert "features 16 pca at 3 with deviation + cache, keep 0.5 at 3" in kinds["joint"]
     strengths = {e.guidance for e in found.lineup.entries if e.guidance is not None}
     assert strengths == {1.5, 4.5, 6.0}
     assert len(found.figures) == len(found.lineup.entries)
@@ -112,8 +120,26 @@ def test_rows_differ_from_exact_and_cost_less(found) -> None:
         f = found.figures[entry.name]
         assert f["psnr"][0] < 60, entry.name
         assert f["flops"] == exact["flops"] if entry.kind == "guidance" else True
-        if entry.kind in ("skip", "tokens", "joint", "drop"):
+        if entry.kind in ("skip", "tokens", "features", "joint", "drop"):
             assert f["flops"] < exact["flops"], entry.name
+
+
+def test_measured_directions_are_closer_than_random_ones(found) -> None:
+    at = {e.name: found.figures[e.name]["psnr"][0] for e in found.lineup.entries}
+    assert at["features 32 pca at 3"] > at["features 32 random at 3"]
+    (axes,) = [a for a in answers(found) if "fewer features" in a.question]
+    assert len(axes.numbers) == 8 and set(axes.numbers) < set(at)
+
+
+def test_a_profile_brings_its_own_directions(tiny_var: VAR) -> None:
+    inputs = balanced_labels(tiny_var, 3, 0, held_out=True)
+    grid = Grid(keep=(0.5,), selectors=("deviation",), restorers=("cache",), ranks=(0.25,))
+    shipped = measure_bases(tiny_var, inputs, SAMPLING, {3: 16}, 3)
+    tiny_var.features.use(shipped)
+    Contest(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True)._measure_bases()
+    first, measured = tiny_var.features.bases
+    assert first is shipped and {place[0] for place in measured.vectors} == {2, 3}
+    tiny_var.features.use()
 
 
 def test_stronger_guidance_is_stronger(found, tiny_var: VAR) -> None:

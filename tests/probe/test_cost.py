@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from stagevar_probe.arms import default_menu
@@ -19,7 +22,7 @@ from stagevar_probe.cost import (
 from stagevar_runtime.families.base import ModelInfo, ScaleSpec
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.plan import compile_plan
-from stagevar_runtime.profile import PlanStep, TokenOption
+from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 from stagevar_runtime.sampling import Sampling
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -83,6 +86,22 @@ def test_flops_of_groups_with_their_own_ratios() -> None:
     both = [TokenOption(keep=k, select="norm", restore="cache", span="all") for k in (0.5, 0.25)]
     mixed = flops(PlanStep(scale=1, tokens=option))
     assert mixed == sum(flops(PlanStep(scale=1, tokens=one)) for one in both) / 2
+
+
+def test_flops_of_narrowed_layers() -> None:
+    """Rank 2 of 10: qkv takes 2·(10 + 30) products instead of 300, the output 2·20 instead of
+    100, the first FFN layer 2·(10 + 40) instead of 400. Text is left out, narrowed or not."""
+    layers = {"qkv": 30, "proj": 10, "text_q": 10, "fc1": 40}
+    narrow = replace(info(), layers=layers)
+    scales = tuple(ScaleSpec(k, s, s, s * s) for k, s in enumerate((1, 2)))
+
+    def work(**option: Any) -> float:
+        step = PlanStep(scale=1, features=FeatureOption(rank=2, basis="random", **option))
+        return plan_flops(narrow, compile_plan([step], narrow, scales, SAMPLING))
+
+    saved = 2 * 4 * (300 - 80 + 100 - 40 + 400 - 100)  # a block and row: 2 a product, 4 tokens
+    assert flops() - work() == 2 * 2 * saved
+    assert flops() - work(layers=("proj", "text_q")) == 2 * 2 * 2 * 4 * (100 - 40)
 
 
 def test_time_generation(tiny_var: VAR) -> None:

@@ -142,7 +142,8 @@ def test_a_process_that_dies_leaves_a_state_to_go_on_with(runs) -> None:
     assert "another process of this job ended" in said and "run the same command again" in said
     # 3 chunks: the first alone on trial, then the rest; process 1 died in the second
     assert before == [f".{NAME}.partial"]
-    assert {"job.json", "chunk-00000.json", "chunk-00002.json"} == set(left)
+    bases = {"bases.json", "bases.safetensors"}
+    assert {"job.json", "chunk-00000.json", "chunk-00002.json"} | bases == set(left)
     assert "resuming the calibration" in two[0][2]
 
 
@@ -205,16 +206,11 @@ def test_merged_jobs_are_one_job(parts, tmp_path: Path) -> None:
     assert result.exception is None, result
     assert json.loads(result.stdout)["images"] == 6
     mine, want = load_measurements(output), load_measurements(whole)
-    for table in (
-        "smooth",
-        "score",
-        "psnr",
-        "sensitivity",
-        "semantic",
-        "structural",
-        "low",
-        "high",
-    ):
+    for table in ("smooth", "score", "psnr"):
+        a, b = getattr(mine, table), getattr(want, table)
+        assert a.keys() == b.keys()  # each job measured the directions of features on its own
+        assert all(a[name] == b[name] for name in a if not name.startswith("pca")), table
+    for table in ("sensitivity", "semantic", "structural", "low", "high"):
         assert getattr(mine, table) == getattr(want, table), table
     assert mine.ranks == want.ranks
     assert mine.job["inputs"]["count"] == 6 and mine.validation == {}

@@ -16,7 +16,7 @@ from stagevar_runtime.families.var import VAR
 from stagevar_runtime.graphs import compile_model, compiled_regions
 from stagevar_runtime.linear import Linear, linear, pack
 from stagevar_runtime.plan import compile_plan, exact_plan
-from stagevar_runtime.profile import PlanStep, TokenOption
+from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 from stagevar_runtime.sampling import mask_logits
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -128,6 +128,17 @@ def test_compiled_blocks_do_not_break_or_recompile(clean_dynamo, reduced: bool) 
     assert not torch.equal(second.ids[-1], first.ids[-1])
 
 
+def test_compiled_blocks_take_narrowed_layers(clean_dynamo) -> None:
+    model = fresh_model()
+    step = PlanStep(scale=3, features=FeatureOption(rank=8, basis="random"))
+    plan = compile_plan([step], model.info, model.scales(), SAMPLING)
+    conditioning = model.condition(labels=[0, 1])
+    eager = generate(model, conditioning, plan, SAMPLING, [1, 2])
+    compile_model(model, "max", backend="eager")
+    compiled = generate(model, conditioning, plan, SAMPLING, [1, 2])
+    torch.testing.assert_close(compiled.images, eager.images, atol=1e-4, rtol=0)
+
+
 def test_auto_is_off_on_a_cpu_and_off_undoes(clean_dynamo) -> None:
     model = fresh_model()
     assert compile_model(model, "auto") == "off (auto, cpu)"
@@ -170,7 +181,9 @@ def no_synchronisation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_no_host_synchronisation_inside_the_loop(monkeypatch, select: str, seed) -> None:
     model = fresh_model(sides=(1, 2, 3, 4, 6))
     option = TokenOption(keep=0.5, select=select, restore="lift" if select == "norm" else "cache")
-    steps = [PlanStep(scale=3, guidance="cond"), PlanStep(scale=4, tokens=option)]
+    features = FeatureOption(rank=8, basis="random")
+    late = PlanStep(scale=4, tokens=option, features=features)
+    steps = [PlanStep(scale=3, guidance="cond"), late]
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
     state = start(model, model.condition(labels=[0, 1]), plan, seed)
     with torch.inference_mode(), no_synchronisation(monkeypatch):

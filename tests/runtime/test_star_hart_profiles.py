@@ -10,6 +10,7 @@ from conftest import SHARED
 from tiny_text import hart_states, star_states, switti_states, text_features
 
 from stagevar_runtime import engine
+from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.families import families
 from stagevar_runtime.families.hart import HART
 from stagevar_runtime.families.star import STAR
@@ -17,7 +18,7 @@ from stagevar_runtime.families.switti import Switti
 from stagevar_runtime.fingerprint import Fingerprint
 from stagevar_runtime.plan import compile_plan
 from stagevar_runtime.presets import PRESETS, preset
-from stagevar_runtime.profile import dump_profile, find_profile
+from stagevar_runtime.profile import FeatureOption, PlanStep, dump_profile, find_profile
 
 FOLDER = Path(__file__).resolve().parents[2] / "profiles"
 CPU = torch.device("cpu")
@@ -94,3 +95,13 @@ def test_families_say_what_they_can_do() -> None:
         info, said = tiny(name)[0].info, known[name.removesuffix("-ar")].capabilities
         assert info.rows_independent == ("null" in said.alone)
         assert info.causal or said.returns == "without AR"
+        assert not info.layers and not said.features
+
+
+@pytest.mark.parametrize("name", ["star", "hart", "switti", "switti-ar"])
+def test_families_without_features_say_so(name: str) -> None:
+    model = tiny(name)[0]
+    steps = [PlanStep(scale=5, features=FeatureOption(rank=8, basis="random"))]
+    said = f"the {model.info.family} family cannot narrow its layers"
+    with pytest.raises(ProfileError, match=said):
+        compile_plan(steps, model.info, model.scales(), model.default_sampling)

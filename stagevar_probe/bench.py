@@ -45,14 +45,19 @@ from .commands import ModelOptions, Said
 from .cost import scale_flops
 from .files import check_writable, write_whole
 from .progress import Meter, meter
-from .published_var import Published, PublishedVAR
+from .published import Published
+from .published_infinity import PublishedInfinity
+from .published_var import PublishedVAR
 from .random_models import random_conditioning, random_model
 
 KIND, VERSION = "stagevar-bench", 1
 RESULTS = Path("benchmarks/results")
 PUBLISHED, EXACT, LATE = "published", "exact", "balanced-like"
 DEFAULT_PLANS = (LATE, "cfg-off", "stagevar", "skip-2")
-MAKE_PUBLISHED: dict[str, Callable[[Any], PublishedLoop]] = {"var": PublishedVAR}
+MAKE_PUBLISHED: dict[str, Callable[[Any], PublishedLoop]] = {
+    "var": PublishedVAR,
+    "infinity": PublishedInfinity,
+}
 
 
 class PublishedLoop(Protocol):
@@ -382,7 +387,6 @@ def bench(
 def _slug(found: Mapping[str, Any]) -> str:
     """One file a model, machine, dtype and version."""
     machine = found["hardware"]
-    mode = found["compile"]
     mode = found["compile"]
     threads = f"-{machine['threads']}t" if machine["device"] == "cpu" else ""
     parts = (

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import var_states
+from conftest import infinity_states, prompts, tiny_infinity, var_states
 
 from stagevar_probe import bench, ceiling, random_models
 from stagevar_probe.cli import cli
 from stagevar_probe.cost import plan_flops, scale_flops
+from stagevar_probe.published_infinity import PublishedInfinity
 from stagevar_probe.published_var import PublishedVAR
 from stagevar_runtime import Sampling, StagevarError, engine
 from stagevar_runtime.families.infinity import Infinity
@@ -38,6 +39,24 @@ def test_published_loop_draws_the_same_ids(shape: dict, sampling: Sampling) -> N
         assert torch.equal(a, b), f"scale {k}"
     torch.testing.assert_close(ours.images, theirs.images, atol=1e-4, rtol=0)
     assert len(theirs.scale_ms) == 4 and theirs.decode_ms > 0
+
+
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_published_loops_run_under_autocast(family: str) -> None:
+    """As on a GPU: weights in bfloat16, float32 where the publishers keep it."""
+    if family == "var":
+        model = VAR.from_tensors(*var_states(), CPU, torch.bfloat16)
+        conditioning, scales = model.condition(labels=[0, 3]), 4
+    else:
+        transformer, tokenizer = infinity_states()
+        options = {"size": "0.06M"}
+        model = Infinity.from_tensors(transformer, tokenizer, CPU, torch.bfloat16, options)
+        conditioning, scales = model.condition(**prompts((3, 7))), 7
+    made = bench.MAKE_PUBLISHED[family](model)(conditioning, SAMPLING, 11)
+    assert len(made.ids) == scales and torch.isfinite(made.images).all()
+    ours = engine.generate(model, conditioning, None, SAMPLING, 11)
+    assert torch.equal(ours.ids[0], made.ids[0])
+    assert (ours.ids[1] == made.ids[1]).float().mean() > 0.7
 
 
 def test_published_loop_leaves_the_model_alone(tiny_var: VAR) -> None:
@@ -142,9 +161,41 @@ def test_unknown_names_are_said(tiny_size: str, tmp_path: Path) -> None:
     assert ran.exit_code == 2
 
 
-def test_random_infinity_is_timed_without_a_published_loop(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ({}, {}),
+        ({"shared_adaln": False, "heads": 4}, {"level": "chunk", "rope": 1}),
+        ({"patchify": True}, {"aspect_ratio": 1.333}),
+        ({}, {"guidance_layer": [-2, 0]}),
+    ],
+)
+@pytest.mark.parametrize("lengths", [(5,), (3, 7)])
+def test_published_infinity_draws_the_same_bits(shape: dict, options: dict, lengths) -> None:
+    model = tiny_infinity(options, **shape)
+    conditioning = model.condition(**prompts(lengths))
+    sampling = Sampling(guidance=3.0, temperature=0.5, top_k=900, top_p=0.97)
+    ours = engine.generate(model, conditioning, None, sampling, 11)
+    theirs = PublishedInfinity(model)(conditioning, sampling, 11)
+    for k, (a, b) in enumerate(zip(ours.ids, theirs.ids, strict=True)):
+        assert torch.equal(a, b), f"scale {k}"
+    torch.testing.assert_close(ours.images, theirs.images, atol=1e-4, rtol=0)
+    assert len(theirs.scale_ms) == 7 and theirs.decode_ms > 0
+
+
+def test_families_without_a_published_loop_say_so(
+    tiny_size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(bench, "MAKE_PUBLISHED", {})
+    target = tmp_path / "out.json"
+    arguments = ["--batches", "1", "--repeats", "1", "--plan", "exact", "-o", str(target)]
+    CliRunner().invoke(cli, ["bench", "--random", tiny_size, *arguments])
+    said = json.loads(target.read_text())
+    assert list(said["batches"][0]["runs"]) == ["exact"]
+    assert any("no published loop" in note for note in said["notes"])
+
+
+def test_random_infinity_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = InfinityConfig(2, (1, 1), 64, 2, 128, 4, 48, 32, 2, 15, True, False)
     build = partial(random_models.random_infinity, config, random_models.bsq_shape(4, (32,) * 5, 1))
     monkeypatch.setitem(random_models.SIZES, "infinity-tiny", build)
@@ -154,8 +205,8 @@ def test_random_infinity_is_timed_without_a_published_loop(
     ran = CliRunner().invoke(cli, ["bench", "--random", "infinity-tiny", *arguments])
     assert ran.exit_code == 0, ran.output
     said = json.loads(target.read_text())
-    assert list(said["batches"][0]["runs"]) == ["exact", "cfg-off"]
-    assert any("no published loop" in note for note in said["notes"])
+    assert list(said["batches"][0]["runs"]) == ["published", "exact", "cfg-off"]
+    assert said["batches"][0]["same_ids_as_published"] == 1.0
 
 
 def _small_scales(model: Infinity, original, **size):

@@ -22,10 +22,10 @@ from typing import Any, Protocol
 import torch
 
 import stagevar_runtime
+from stagevar_runtime.compiled import compile_model
 from stagevar_runtime.engine import Generation, generate
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.families.base import Conditioning, ScaleModel, ScaleSpec
-from stagevar_runtime.graphs import compile_model
 from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.plan import Plan, compile_plan, exact_plan
 from stagevar_runtime.presets import preset

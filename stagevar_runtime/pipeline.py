@@ -16,12 +16,12 @@ from torch import Tensor
 
 from . import engine
 from .checkpoint import Checkpoint, check_finite, open_checkpoint
+from .compiled import compile_model
 from .engine import Generation
 from .errors import CheckpointError, ProfileError, StagevarError
 from .families import Family, recognise
 from .families.base import Conditioning, ScaleModel, ScaleSpec
 from .fingerprint import Fingerprint, architecture_hash, weights_hash
-from .graphs import compile_model
 from .plan import Plan, compile_plan
 from .presets import PRESETS, Ranks, preset
 from .profile import Found, PlanStep, Profile, check_match, find_profile
@@ -60,7 +60,7 @@ def load(
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
         compile: ``off``, ``auto`` (on CUDA only) or ``max``: see
-            :func:`stagevar_runtime.graphs.compile_model`. The first images pay for it.
+            :func:`stagevar_runtime.compiled.compile_model`. The first images pay for it.
 
     Raises:
         CheckpointError: a file cannot be read, is incomplete, or holds NaN.

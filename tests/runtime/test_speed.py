@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stagevar_runtime import Sampling, StagevarError, engine
 from stagevar_runtime import linear as products
+from stagevar_runtime.compiled import compile_model, compiled_regions
 from stagevar_runtime.engine import advance, generate, start
 from stagevar_runtime.families.var import VAR
-from stagevar_runtime.graphs import compile_model, compiled_regions
 from stagevar_runtime.linear import Linear, linear, pack
 from stagevar_runtime.plan import compile_plan, exact_plan
 from stagevar_runtime.profile import PlanStep, TokenOption

@@ -1,0 +1,83 @@
+"""Compiled regions: one block, compiled once for each shape a generation has, and the decoder.
+
+A block is the region, so that all blocks share their compiled code and the loop over scales stays
+plain Python. Shapes are compiled as they are (``dynamic=False``): a generation has as many as it
+has scales, which is more than PyTorch's default limit of 8, past which it would run eagerly without
+a word. So the limit is raised and ``fullgraph=True`` turns whatever cannot be compiled into an
+error.
+
+CUDA graphs over these regions are not here: they need static buffers for a whole State, and none
+could be run where this was written. See docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .errors import StagevarError
+from .families.base import ScaleModel
+
+logger = logging.getLogger("stagevar_runtime")
+
+Compile = Literal["auto", "off", "max"]
+MODES = ("auto", "off", "max")
+RECOMPILE_LIMIT = 256  # shapes of one block: scales x row counts x kept tokens x batch sizes
+
+
+def compile_model(model: ScaleModel, mode: str = "auto", backend: str | Any = "inductor") -> str:
+    """Compile the blocks and the decoder of ``model`` in place; returns what was done, in words.
+
+    Args:
+        mode: ``off`` undoes an earlier call, ``auto`` compiles on CUDA only, ``max`` compiles on
+            any device and tunes kernels. The first image of every new shape pays for compiling;
+            PyTorch keeps the kernels on disk for the next process.
+        backend: of ``torch.compile``.
+
+    Raises:
+        StagevarError: an unknown mode, or a family without blocks to compile.
+    """
+    if mode not in MODES:
+        raise StagevarError(f"compile is {mode!r}, expected one of {', '.join(MODES)}")
+    regions = compiled_regions(model)
+    for module in regions:
+        module._compiled_call_impl = None
+    if mode == "off" or (mode == "auto" and model.device.type != "cuda"):
+        return "off" if mode == "off" else f"off (auto, {model.device.type})"
+    _raise_limit()
+    settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
+    if mode == "max" and backend == "inductor":
+        settings["mode"] = "max-autotune-no-cudagraphs"
+    for module in regions:
+        module.compile(**settings)
+    return f"{mode}: {len(regions)} regions, {backend if isinstance(backend, str) else 'own'}"
+
+
+def compiled_regions(model: ScaleModel) -> list[nn.Module]:
+    """The modules that are compiled: every block, then the decoder.
+
+    Raises:
+        StagevarError: the family has neither ``blocks`` nor ``transformer.blocks``.
+    """
+    owners = (model, getattr(model, "transformer", None))
+    blocks = next((found for o in owners if (found := getattr(o, "blocks", None))), None)
+    if blocks is None:
+        raise StagevarError(
+            f"the {model.info.family} family has no blocks to compile: use compile='off'"
+        )
+    decoder = getattr(getattr(model, "tokenizer", None), "decoder", None)
+    return [*blocks, *([decoder] if isinstance(decoder, nn.Module) else [])]
+
+
+def _raise_limit() -> None:
+    """Allow a block as many shapes as a generation has. A setting of the process, said once."""
+    config: Any = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # the name before PyTorch 2.6 is second
+        if hasattr(config, name):
+            if getattr(config, name) < RECOMPILE_LIMIT:
+                logger.info("torch._dynamo.config.%s raised to %d", name, RECOMPILE_LIMIT)
+                setattr(config, name, RECOMPILE_LIMIT)
+            return

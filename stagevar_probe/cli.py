@@ -14,8 +14,8 @@ import click
 import torch
 
 import stagevar_runtime
-from stagevar_runtime.compiled import MODES
 from stagevar_runtime.errors import StagevarError
+from stagevar_runtime.fast import MODES
 
 from . import commands
 from .bench import bench as run_bench

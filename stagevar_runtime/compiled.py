@@ -6,14 +6,13 @@ has scales, which is more than PyTorch's default limit of 8, past which it would
 a word. So the limit is raised and ``fullgraph=True`` turns whatever cannot be compiled into an
 error.
 
-CUDA graphs over these regions are not here: they need static buffers for a whole State, and none
-could be run where this was written. See docs/speed.md.
+The kernels of a region are launched one by one; :mod:`.graphs` records them.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,6 @@ from .families.base import ScaleModel
 
 logger = logging.getLogger("stagevar_runtime")
 
-Compile = Literal["auto", "off", "max"]
 MODES = ("auto", "off", "max")
 RECOMPILE_LIMIT = 256  # shapes of one block: scales x row counts x kept tokens x batch sizes
 

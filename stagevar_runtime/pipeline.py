@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,23 @@ from torch import Tensor
 
 from . import engine
 from .checkpoint import Checkpoint, check_finite, open_checkpoint
-from .compiled import compile_model
 from .engine import Generation
 from .errors import CheckpointError, ProfileError, StagevarError
 from .families import Family, recognise
 from .families.base import Conditioning, ScaleModel, ScaleSpec
+from .fast import Fast, make_fast
 from .fingerprint import Fingerprint, architecture_hash, weights_hash
 from .plan import Plan, compile_plan
 from .presets import PRESETS, Ranks, preset
 from .profile import Found, PlanStep, Profile, check_match, find_profile
+from .recent import Recent
 from .sampling import Sampling
-from .summary import Summary, summary_row
+from .summary import Summary, memory_use, summary_row
 from .text import Encode, encoder_for
 
 logger = logging.getLogger("stagevar_runtime")
 
+SHAPES_KEPT = 64  # shapes whose first call's time is remembered
 GPU_TILE = 8  # kept tokens are rounded up to a multiple of this on CUDA
 
 
@@ -59,8 +61,8 @@ def load(
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
-        compile: ``off``, ``auto`` (on CUDA only) or ``max``: see
-            :func:`stagevar_runtime.compiled.compile_model`. The first images pay for it.
+        compile: ``off``, ``graphs``, ``auto`` or ``max``: see :mod:`stagevar_runtime.fast`. The
+            first images pay for it.
 
     Raises:
         CheckpointError: a file cannot be read, is incomplete, or holds NaN.
@@ -91,7 +93,7 @@ def load(
     )
     pipeline = Pipeline(model, opened, encode if callable(encode) else None)
     if compile != "off":
-        pipeline.compiled = compile_model(model, compile)
+        pipeline.fast = make_fast(model, compile)
     pipeline.use_profile(profile, strict=strict)
     return pipeline
 
@@ -146,7 +148,9 @@ class Pipeline:
         self.profile_source = "none"
         self.plan_name = "exact"
         self.notes: list[str] = []
-        self.compiled = "off"
+        self.fast = Fast()
+        self._firsts: Recent[float] = Recent(SHAPES_KEPT)
+        self._first_ms = self._last_ms = 0.0
         self._steps: tuple[PlanStep, ...] = ()
         self._last: Generation | None = None
 
@@ -341,18 +345,29 @@ class Pipeline:
         sampling = self.sampling(
             sampling, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        made = engine.generate(
-            self.model,
-            self.condition(**inputs),
-            self._compile(self._steps_for(scales), scales, sampling),
-            sampling,
-            seed,
-            scales,
-            observer,
+        plan = self._compile(self._steps_for(scales), scales, sampling)
+        begun = time.perf_counter()
+        made = self._made(
+            partial(
+                engine.generate,
+                *(self.model, self.condition(**inputs), plan, sampling, seed, scales, observer),
+                graphs=self.fast.graphs,
+            )
         )
-        made.text_ms = text_ms
+        made.text_ms, self._last_ms = text_ms, 1000 * (time.perf_counter() - begun)
+        shape = (tuple(replace(step, asked=None) for step in plan), made.images.shape)
+        self._first_ms = self._firsts.get(shape, lambda: self._last_ms)
         self._last = made
         return made
+
+    def _made(self, run: Callable[[], Generation]) -> Generation:
+        """One batch, made once more without compiled blocks where they could not be compiled."""
+        try:
+            return run()
+        except Exception as error:
+            if not self.fast.recovered(self.model, error):
+                raise
+        return run()
 
     __call__ = generate
 
@@ -400,12 +415,11 @@ class Pipeline:
 
     def summary(self) -> Summary:
         """What is asked and done at every scale, with the times of the last call."""
-        plan = self._last.plan if self._last else self.plan()
-        times = self._last.scale_ms if self._last else [0.0] * len(plan)
-        batch = self._last.images.shape[0] if self._last else 1
+        last = self._last
+        plan = last.plan if last else self.plan()
+        batch = last.images.shape[0] if last else 1
         notes = [*self.model.info.notes, *self.notes]
-        if self.compiled != "off":
-            notes.append(f"compile: {self.compiled}")
+        notes += self.fast.notes()
         if self.plan_name == "exact" and self.profile is None:
             notes.append("no profile: the exact path runs")
         if self.plan_name != "exact" and self._changes_nothing():
@@ -418,10 +432,16 @@ class Pipeline:
             profile=self.profile_source,
             plan=self.plan_name,
             notes=tuple(notes),
-            rows=tuple(summary_row(step, ms, batch) for step, ms in zip(plan, times, strict=True)),
-            loop_ms=self._last.loop_ms if self._last else 0.0,
-            decode_ms=self._last.decode_ms if self._last else 0.0,
-            images=batch if self._last else 0,
+            rows=tuple(
+                summary_row(step, last.scale_ms[k] if last else 0.0, batch)
+                for k, step in enumerate(plan)
+            ),
+            loop_ms=last.loop_ms if last else 0.0,
+            decode_ms=last.decode_ms if last else 0.0,
+            images=batch if last else 0,
+            first_ms=self._first_ms,
+            last_ms=self._last_ms,
+            memory=memory_use(self.model, plan, batch, last.cache_bytes if last else []),
         )
 
 

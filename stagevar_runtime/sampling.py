@@ -88,10 +88,7 @@ class Noise:
         if not self.own:
             flat = probabilities.reshape(-1, size)
             return pick(flat, self.shared).view(batch, n)
-        drawn = [
-            pick(p, g)
-            for p, g in zip(probabilities, self.derived(scale), strict=True)
-        ]
+        drawn = [pick(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
         return torch.stack(drawn).view(batch, n)
 
     def exponential(self, like: Tensor, scale: int) -> Tensor:

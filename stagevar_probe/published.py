@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stagevar_runtime.half_decoder import HalfDecoder
 from stagevar_runtime.sampling import Sampling
 
 
@@ -31,8 +32,10 @@ class Published:
 
 
 def plain_copy(tokenizer: Any) -> Any:
-    """A copy of an image tokenizer in PyTorch's default memory layout."""
+    """A copy of an image tokenizer in float32 and PyTorch's default memory layout."""
     copied = copy.deepcopy(tokenizer)
+    if isinstance(copied.decoder, HalfDecoder):
+        copied.decoder = copied.decoder.full
     copied.to(memory_format=torch.contiguous_format)
     return copied
 

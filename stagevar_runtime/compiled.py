@@ -23,7 +23,11 @@ from .families.base import ScaleModel
 logger = logging.getLogger("stagevar_runtime")
 
 MODES = ("auto", "off", "max")
-RECOMPILE_LIMIT = 256  # shapes of one block: scales x row counts x kept tokens x batch sizes
+RECOMPILE_LIMIT = 1024  # shapes of one block: scales x row counts x kept tokens x batch sizes
+LIMITS = (  # of one block and of all that share its code; the names before PyTorch 2.6 are second
+    ("recompile_limit", "cache_size_limit"),
+    ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
+)
 
 
 def compile_model(model: ScaleModel, mode: str = "auto", backend: str | Any = "inductor") -> str:
@@ -40,12 +44,13 @@ def compile_model(model: ScaleModel, mode: str = "auto", backend: str | Any = "i
     """
     if mode not in MODES:
         raise StagevarError(f"compile is {mode!r}, expected one of {', '.join(MODES)}")
-    regions = compiled_regions(model)
+    off = mode == "off" or (mode == "auto" and model.device.type != "cuda")
+    regions = compiled_regions(model, needed=not off)
     for module in regions:
         module._compiled_call_impl = None
-    if mode == "off" or (mode == "auto" and model.device.type != "cuda"):
+    if off:
         return "off" if mode == "off" else f"off (auto, {model.device.type})"
-    _raise_limit()
+    _raise_limits()
     settings: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
     if mode == "max" and backend == "inductor":
         settings["mode"] = "max-autotune-no-cudagraphs"
@@ -54,28 +59,28 @@ def compile_model(model: ScaleModel, mode: str = "auto", backend: str | Any = "i
     return f"{mode}: {len(regions)} regions, {backend if isinstance(backend, str) else 'own'}"
 
 
-def compiled_regions(model: ScaleModel) -> list[nn.Module]:
+def compiled_regions(model: ScaleModel, needed: bool = True) -> list[nn.Module]:
     """The modules that are compiled: every block, then the decoder.
 
     Raises:
-        StagevarError: the family has neither ``blocks`` nor ``transformer.blocks``.
+        StagevarError: blocks are ``needed`` and the family has neither ``blocks`` nor
+            ``transformer.blocks``.
     """
     owners = (model, getattr(model, "transformer", None))
     blocks = next((found for o in owners if (found := getattr(o, "blocks", None))), None)
-    if blocks is None:
+    if blocks is None and needed:
         raise StagevarError(
             f"the {model.info.family} family has no blocks to compile: use compile='off'"
         )
     decoder = getattr(getattr(model, "tokenizer", None), "decoder", None)
-    return [*blocks, *([decoder] if isinstance(decoder, nn.Module) else [])]
+    return [*(blocks or ()), *([decoder] if isinstance(decoder, nn.Module) else [])]
 
 
-def _raise_limit() -> None:
+def _raise_limits() -> None:
     """Allow a block as many shapes as a generation has. A setting of the process, said once."""
     config: Any = torch._dynamo.config
-    for name in ("recompile_limit", "cache_size_limit"):  # the name before PyTorch 2.6 is second
-        if hasattr(config, name):
-            if getattr(config, name) < RECOMPILE_LIMIT:
-                logger.info("torch._dynamo.config.%s raised to %d", name, RECOMPILE_LIMIT)
-                setattr(config, name, RECOMPILE_LIMIT)
-            return
+    for names in LIMITS:
+        name = next((name for name in names if hasattr(config, name)), None)
+        if name and getattr(config, name) < RECOMPILE_LIMIT:
+            logger.info("torch._dynamo.config.%s raised to %d", name, RECOMPILE_LIMIT)
+            setattr(config, name, RECOMPILE_LIMIT)

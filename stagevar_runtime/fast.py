@@ -8,8 +8,9 @@ errors. On a CPU only ``max`` does anything: it compiles.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from .recorder import CudaRecorder, Recorder
 
 logger = logging.getLogger("stagevar_runtime")
 
+T = TypeVar("T")
 MODES = ("off", "graphs", "auto", "max")
 TEXT_TILE = 32  # text is padded to a multiple of this, so that prompts share shapes
 
@@ -33,6 +35,7 @@ class Fast:
 
     mode: str = "off"
     said: str = "off"
+    compiles: bool = False
     graphs: Graphs | None = None
     decoder: HalfDecoder | None = None
     trouble: list[str] = field(default_factory=list)
@@ -45,18 +48,25 @@ class Fast:
         decoder = self.decoder.said() if self.decoder else []
         return [f"compile: {self.said}", *graphs, *decoder, *self.trouble]
 
-    def recovered(self, model: ScaleModel, error: Exception) -> bool:
-        """Whether ``error`` is a compiler's and ``model`` can go on without: in mode ``auto``."""
-        if self.mode != "auto" or self.said.startswith("off"):
-            return False
-        if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            return False
-        self.said = f"{compile_model(model, 'off')} (could not compile)"
+    def attempt(self, model: ScaleModel, run: Callable[[], T]) -> T:
+        """What ``run`` gives; in mode ``auto`` once more without blocks that cannot be compiled."""
+        try:
+            return run()
+        except Exception as error:
+            if self.mode != "auto" or not self.compiles:
+                raise
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            self._without_compiler(model, error)
+        return run()
+
+    def _without_compiler(self, model: ScaleModel, error: Exception) -> None:
+        compile_model(model, "off")
+        self.compiles, self.said = False, f"{self.said} (could not compile)"
         if self.graphs:
             self.graphs.shapes.clear()
         self.trouble.append(f"compiling failed: {type(error).__name__}")
         logger.warning("compiling failed, the blocks run as they are: %s", error)
-        return True
 
 
 def make_fast(
@@ -86,10 +96,13 @@ def make_fast(
         half = HalfDecoder(decoder)
         model.tokenizer.decoder = half  # type: ignore[attr-defined]
     said = compile_model(model, "off" if mode == "graphs" else mode, backend)
+    compiles = not said.startswith("off")
     graphs = Graphs(model.info, recorder) if mode != "off" and recorder else None
     if hasattr(model, "text_tile"):
-        model.text_tile = TEXT_TILE if graphs or not said.startswith("off") else 1
-    return Fast(mode, said, graphs, half)
+        model.text_tile = TEXT_TILE if graphs or compiles else 1
+    if graphs:
+        said = f"{said}, graphs" if compiles else "graphs"
+    return Fast(mode, said, compiles, graphs, half)
 
 
 def full_decoder(model: ScaleModel) -> nn.Module | None:

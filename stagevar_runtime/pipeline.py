@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -347,27 +347,19 @@ class Pipeline:
         )
         plan = self._compile(self._steps_for(scales), scales, sampling)
         begun = time.perf_counter()
-        made = self._made(
+        made = self.fast.attempt(
+            self.model,
             partial(
                 engine.generate,
                 *(self.model, self.condition(**inputs), plan, sampling, seed, scales, observer),
                 graphs=self.fast.graphs,
-            )
+            ),
         )
         made.text_ms, self._last_ms = text_ms, 1000 * (time.perf_counter() - begun)
         shape = (tuple(replace(step, asked=None) for step in plan), made.images.shape)
         self._first_ms = self._firsts.get(shape, lambda: self._last_ms)
         self._last = made
         return made
-
-    def _made(self, run: Callable[[], Generation]) -> Generation:
-        """One batch, made once more without compiled blocks where they could not be compiled."""
-        try:
-            return run()
-        except Exception as error:
-            if not self.fast.recovered(self.model, error):
-                raise
-        return run()
 
     __call__ = generate
 

@@ -164,7 +164,7 @@ def measure(
     begun = time.perf_counter()
     warm_up = 3 if fast.graphs else 1
     if fast.graphs:  # no shape of this batch may push out another
-        fast.graphs.shapes.clear()
+        fast.graphs.clear()
         fast.graphs.shapes.limit = max(fast.graphs.shapes.limit, len(named))
     entries = {name: _Entry() for name in named}
     products, copies = [], []

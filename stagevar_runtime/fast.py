@@ -64,7 +64,7 @@ class Fast:
         compile_model(model, "off")
         self.compiles, self.said = False, f"{self.said} (could not compile)"
         if self.graphs:
-            self.graphs.shapes.clear()
+            self.graphs.clear()
         self.trouble.append(f"compiling failed: {type(error).__name__}")
         logger.warning("compiling failed, the blocks run as they are: %s", error)
 

@@ -124,6 +124,8 @@ class Shape:
         """Move a fresh state's conditioning and caches to where graphs read them."""
         self.generations += 1
         if self.generations == 1:
+            for cache, room in zip(state.kv, self.owner.rooms, strict=False):
+                cache.room = room  # used where it is large enough
             return
         if not self.rooms:
             self.rooms = self.owner.rooms_of(self.block, self.row_tokens)
@@ -131,13 +133,11 @@ class Shape:
         for cache, room, seen in zip(state.kv, self.rooms, self.block, strict=True):
             cache.room, cache.capacity = room, self.capacity
             cache.k, cache.v = room.laid_out((rows, seen.shape[1], self.capacity, seen.shape[3]))
-        if self.inputs is None:
-            self.inputs = (state.rows, state.extra)
-        else:
-            old, new = (list(_tensors(t)) for t in (self.inputs, (state.rows, state.extra)))
-            moved = [(a, b) for a, b in zip(old, new, strict=True) if not _same_memory(a, b)]
-            if moved:
-                torch._foreach_copy_([a for a, _ in moved], [b for _, b in moved])
+        fresh = (state.rows, state.extra)
+        if self.inputs is None:  # copies: the caller's conditioning must not change later
+            self.inputs = map_tensors(fresh, torch.clone)
+        elif own := list(_tensors(self.inputs)):
+            torch._foreach_copy_(own, list(_tensors(fresh)))
         state.rows, state.extra = (dict(part) for part in self.inputs)
 
     def __call__(
@@ -222,7 +222,7 @@ class Graphs:
         self.info, self.recorder = info, recorder
         self.off = ""  # why nothing is recorded or replayed any more
         self.shapes: Recent[Shape] = Recent(limit)
-        self._rooms: list[Room] = []
+        self.rooms: list[Room] = []
         self._last: Shape | None = None
         self._failures = 0
 
@@ -251,17 +251,17 @@ class Graphs:
     def rooms_of(self, block: list[Tensor], row_tokens: int) -> list[Room]:
         """Rooms for blocks whose keys are like these: those there are, if they are large enough."""
         sizes = [row_tokens * seen.shape[1] * seen.shape[3] for seen in block]
-        held = [(room.k.numel(), room.k.dtype) for room in self._rooms]
+        held = [(room.k.numel(), room.k.dtype) for room in self.rooms]
         wanted = [(size, seen.dtype) for size, seen in zip(sizes, block, strict=True)]
         fit = len(held) == len(wanted) and all(
             a >= b and c == d for (a, c), (b, d) in zip(held, wanted, strict=True)
         )
         if not fit:
-            self._rooms = [
+            self.rooms = [
                 Room(seen.new_empty(size), seen.new_empty(size))
                 for seen, size in zip(block, sizes, strict=True)
             ]
-        return self._rooms
+        return self.rooms
 
     def failed(self, error: Exception) -> None:
         """Say that a scale failed; give up where it is no single scale's fault."""
@@ -274,9 +274,13 @@ class Graphs:
     def give_up(self, error: Exception) -> None:
         """Run eagerly from now on, and say why once."""
         self.off = _brief(error)
-        self.shapes.clear()
-        self._rooms = []
+        self.clear()
         logger.warning("graphs are switched off: %s", self.off)
+
+    def clear(self) -> None:
+        """Forget all shapes and give their memory back."""
+        self.shapes.clear()
+        self.rooms = []
 
     def notes(self) -> list[str]:
         """Which scales of the last generation's shape run as graphs, and why others do not."""

@@ -20,6 +20,11 @@ class Room:
     k: Tensor
     v: Tensor
 
+    def fits(self, like: Tensor, shape: Sequence[int]) -> bool:
+        """Whether keys like these find room in this shape."""
+        same = (self.k.dtype, self.k.device) == (like.dtype, like.device)
+        return same and self.k.numel() >= math.prod(shape)
+
     def laid_out(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Keys and values of this shape ``(rows, heads, capacity, head_dim)``, not cleared."""
         count = math.prod(shape)
@@ -62,7 +67,7 @@ class KVCache:
     def _grow(self, k: Tensor, v: Tensor, capacity: int) -> None:
         old_k, old_v = self.k, self.v
         shape = (k.shape[0], k.shape[1], capacity, k.shape[3])
-        if self.room is None:
+        if self.room is None or not self.room.fits(k, shape):
             self.k, self.v = k.new_empty(shape), v.new_empty(shape)
         else:
             if old_k is not None and old_v is not None:  # the new layout lies over the old one

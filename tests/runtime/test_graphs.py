@@ -246,6 +246,20 @@ def test_temperature_and_strength_need_no_new_graphs() -> None:
     assert len(recorded.shapes) == 1
 
 
+def test_conditioning_of_the_caller_stays_as_it_is() -> None:
+    """One branch alone takes the caller's tensors as they are; graphs must not write there."""
+    model = tiny_infinity()
+    sampling = Sampling(guidance=1.0, temperature=0.5, top_p=0.97)
+    recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, [], sampling)
+    assert plan[0].branches == ("cond",)
+    first, other = text(model, 0), text(model, 5)
+    before = {name: t.clone() for name, t in first.cond.items()}
+    for turn, inputs in enumerate((first, first, other, other, first)):
+        want = generate(model, inputs, plan, sampling, turn)
+        same(generate(model, inputs, plan, sampling, turn, graphs=recorded), want)
+    assert all(torch.equal(first.cond[name], t) for name, t in before.items())
+
+
 def test_observers_see_the_eager_loop() -> None:
     class Seen(Observer):
         groups = 0

@@ -248,11 +248,12 @@ def test_temperature_and_strength_need_no_new_graphs() -> None:
 
 def test_conditioning_of_the_caller_stays_as_it_is() -> None:
     """One branch alone takes the caller's tensors as they are; graphs must not write there."""
-    model = tiny_infinity()
-    sampling = Sampling(guidance=1.0, temperature=0.5, top_p=0.97)
+    model = tiny_hart()
+    sampling = Sampling(guidance=0.0, top_k=20)
     recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, [], sampling)
     assert plan[0].branches == ("cond",)
-    first, other = text(model, 0), text(model, 5)
+    first, other = features(model, 0), features(model, 5)
+    other.cond["position"].add_(1)
     before = {name: t.clone() for name, t in first.cond.items()}
     for turn, inputs in enumerate((first, first, other, other, first)):
         want = generate(model, inputs, plan, sampling, turn)

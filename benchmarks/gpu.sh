@@ -6,22 +6,22 @@
 #
 #   gpu_2b_eager.json    infinity-2b 1024x1024, batch 1: published, exact, nothing compiled
 #   gpu_2b.json          the same, batch 1 and 4, graphs: published, exact, four plans
-#   gpu_2b_auto.json     the same, batch 1, graphs and compiled blocks: published, exact, stagevar
 #   gpu_8b.json          infinity-8b 1024x1024, batch 1, graphs: published, exact, four plans
 #   gpu_d30.json         var-d30 256x256, batch 1 and 8, graphs: published, exact, four plans
-#   gpu_d30_auto.json    the same, batch 1, graphs and compiled blocks: published, exact, stagevar
+#   gpu_d30_auto.json    the same, batch 1, graphs and compiled blocks: published, exact
+#   gpu_2b_auto.json     infinity-2b, batch 1, graphs and compiled blocks: published, exact, stagevar
 #   gpu_logs/STEP.log    what each step said; gpu_logs/status.txt: how each ended
 #
 # Each JSON has the measured ceiling (matrix product, copy), peak memory, and time by scale and phase.
 #
-#   STEPS="tests 2b"     only these steps (tests 2b_eager 2b 8b d30 2b_auto d30_auto)
+#   STEPS="tests 2b"     only these steps (tests 2b_eager 2b 8b d30 d30_auto 2b_auto)
 #   RESULTS=folder       where to write
 #   DRY=1                on any machine, tiny models: whether the commands hold, no result
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
 RESULTS="${RESULTS:-benchmarks/results}"
-STEPS="${STEPS:-tests 2b_eager 2b 8b d30 2b_auto d30_auto}"
+STEPS="${STEPS:-tests 2b_eager 2b 8b d30 d30_auto 2b_auto}"
 if [ "${DRY:-0}" = 1 ]; then
     LARGE=infinity-trial LARGER=infinity-trial SMALL=var-trial
     DEVICE="--device cpu --dtype bfloat16 --repeats 1 --seconds 0"
@@ -65,16 +65,16 @@ bench() {
         --output "$RESULTS/gpu_$name.json" "$@"
 }
 
-step tests 180 "$PYTHON" -m pytest -q -m gpu tests/gpu
+step tests 150 "$PYTHON" -m pytest -q -m gpu tests/gpu
 # shellcheck disable=SC2086
 {
-    bench 2b_eager 120 "$LARGE" --batches 1 --compile off --plan exact --seconds 30
-    bench 2b 270 "$LARGE" --batches 1,4 --compile graphs --seconds 100 $PLANS
-    bench 8b 200 "$LARGER" --batches 1 --compile graphs --seconds 90 $PLANS
-    bench d30 110 "$SMALL" --batches 1,8 --compile graphs --seconds 35 $PLANS
+    bench 2b_eager 80 "$LARGE" --batches 1 --compile off --plan exact --seconds 30
+    bench 2b 240 "$LARGE" --batches 1,4 --compile graphs --seconds 90 $PLANS
+    bench 8b 220 "$LARGER" --batches 1 --compile graphs --seconds 90 $PLANS
+    bench d30 90 "$SMALL" --batches 1,8 --compile graphs --seconds 30 $PLANS
 }
-bench 2b_auto 210 "$LARGE" --batches 1 --compile auto --seconds 60 --plan exact --plan stagevar
-bench d30_auto 110 "$SMALL" --batches 1 --compile auto --seconds 30 --plan exact --plan stagevar
+bench d30_auto 110 "$SMALL" --batches 1 --compile auto --seconds 30 --plan exact
+bench 2b_auto 300 "$LARGE" --batches 1 --compile auto --seconds 60 --plan exact --plan stagevar
 
 cat "$LOGS/status.txt"
 exit $failed

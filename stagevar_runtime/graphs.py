@@ -166,6 +166,7 @@ class Shape:
     def _replayed(self, slot: Slot, model: ScaleModel, state: State, step: ScaleStep) -> Tensor:
         graph = slot.graph
         if graph is None or not graph.load(state):
+            slot.close("its inputs were of another kind")
             return run_scale(model, state, step)
         graph.replay()
         graph.after.restore(state)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -43,21 +44,44 @@ class CudaRecorder:
         self._bytes = 0
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """One graph. Raises what capturing raises; the current stream is then as it was."""
+        """One graph. Raises what capturing raises; the device is then as it was."""
         current = torch.cuda.current_stream(self.device)
         self._warm_up(function)
         gc.collect()  # a graph that is freed while another is recorded would spoil it
         before = torch.cuda.memory_allocated(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
+            with self._recording(graph, self._pool, self._stream):
                 returned = function()
+        except Exception:
+            torch.cuda.set_stream(current)
+            self._recover()
+            raise
         finally:
             torch.cuda.set_stream(current)
         self._bytes += max(0, torch.cuda.memory_allocated(self.device) - before)
         return graph.replay, returned
+
+    def _recording(self, graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Any:
+        return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+
+    def _recover(self) -> None:
+        """Undo what a capture that failed leaves behind: its pool stays open, and PyTorch's global
+        generator goes on refusing to draw until a capture ends well."""
+        self._stream = torch.cuda.Stream(self.device)
+        self._pool = torch.cuda.graph_pool_handle()
+        current, number = torch.cuda.current_stream(self.device), torch.zeros(1, device=self.device)
+        torch.cuda.synchronize(self.device)
+        with (
+            suppress(RuntimeError),
+            self._recording(
+                torch.cuda.CUDAGraph(),
+                torch.cuda.graph_pool_handle(),
+                torch.cuda.Stream(self.device),
+            ),
+        ):
+            number.add_(1)
+        torch.cuda.set_stream(current)
 
     def _warm_up(self, function: Callable[[], object]) -> None:
         """Once on the stream that records, so that libraries set themselves up before."""

@@ -97,6 +97,29 @@ def test_graphs_of_two_shapes_take_turns(family: str, cuda) -> None:
             assert all(map(torch.equal, got.ids, want.ids)), (turn, name)
 
 
+def test_a_scale_that_cannot_be_captured_runs_eagerly(cuda) -> None:
+    """The host waits at scale 2: that capture fails, and nothing else may suffer."""
+    model = make("var", cuda, torch.float32)
+    plan, plain = plan_of(model, "exact"), model.embed
+
+    def waiting(state, scale):
+        x = plain(state, scale)
+        return x if scale.index != 2 or x.sum().item() < 1e9 else -x
+
+    model.embed = waiting  # type: ignore[method-assign]
+    fast = make_fast(model, "graphs")
+    assert fast.graphs is not None
+    for turn in range(5):
+        inputs = condition(model, turn)
+        want = generate(model, inputs, plan, SAMPLING, turn)
+        got = generate(model, inputs, plan, SAMPLING, turn, graphs=fast.graphs)
+        assert all(map(torch.equal, got.ids, want.ids)), turn
+        assert torch.randn(8, device=cuda).isfinite().all()
+    said = " ".join(fast.notes())
+    assert "2: failed" in said and not fast.graphs.off, said
+    assert [k for k, slot in next(iter(fast.graphs.shapes)).slots.items() if slot.graph], said
+
+
 @pytest.fixture
 def clean_dynamo() -> Iterator[None]:
     torch._dynamo.reset()

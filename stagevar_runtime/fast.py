@@ -102,6 +102,8 @@ def make_fast(
         model.text_tile = TEXT_TILE if graphs or compiles else 1
     if graphs:
         said = f"{said}, graphs" if compiles else "graphs"
+    elif mode == "graphs":
+        said = f"off (graphs, {model.device.type})"
     return Fast(mode, said, compiles, graphs, half)
 
 

@@ -45,6 +45,6 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
 	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Needs a CUDA device; writes benchmarks/results/*.json (see the script for the names).
+# Needs a CUDA device; writes benchmarks/results/gpu_*.json (DRY=1 tries it without one).
 bench-gpu: venv
-	PROBE=$(BIN)/stagevar-probe PYTHON=$(BIN)/python sh benchmarks/gpu.sh
+	PYTHON=$(BIN)/python sh benchmarks/gpu.sh

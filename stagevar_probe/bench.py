@@ -1,18 +1,19 @@
 """Honest speed: contenders side by side in one run, interleaved, with their share of the ceiling.
 
 Every round runs each contender once, in turn (A B A B); the first round is a warm-up that is not
-counted. Ratios are medians over rounds of ratios within a round, so that a machine that slows down
-for a while slows both sides. The ceiling is a large matrix product and a large copy, timed between
-the rounds.
+counted, the first three where graphs are recorded. Ratios are medians over rounds of ratios within
+a round, so that a machine that slows down for a while slows both sides. The ceiling is a large
+matrix product and a large copy, timed between the rounds.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -21,38 +22,36 @@ from typing import Any, Protocol
 
 import torch
 
-import stagevar_runtime
 from stagevar_runtime.engine import Generation, generate
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.families.base import Conditioning, ScaleModel, ScaleSpec
-from stagevar_runtime.graphs import compile_model
+from stagevar_runtime.fast import Fast, make_fast
 from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.plan import Plan, compile_plan, exact_plan
 from stagevar_runtime.presets import preset
 from stagevar_runtime.profile import PlanStep, Profile, TokenOption
 from stagevar_runtime.sampling import Sampling
 
-from .ceiling import (
-    copy_gb_s,
-    decode_flops,
-    describe_machine,
-    forget_peak,
-    peak_mb,
-    product_tflops,
-    wait,
-)
+from .bench_report import EXACT, PUBLISHED, document, slug, table
+from .ceiling import copy_gb_s, decode_flops, forget_peak, peak_mb, product_tflops, wait
 from .commands import ModelOptions, Said
 from .cost import scale_flops
 from .files import check_writable, write_whole
 from .progress import Meter, meter
-from .published_var import Published, PublishedVAR
+from .published import Published
+from .published_infinity import PublishedInfinity
+from .published_var import PublishedVAR
 from .random_models import random_conditioning, random_model
 
-KIND, VERSION = "stagevar-bench", 1
+logger = logging.getLogger("stagevar_probe")
+
 RESULTS = Path("benchmarks/results")
-PUBLISHED, EXACT, LATE = "published", "exact", "balanced-like"
+LATE = "balanced-like"
 DEFAULT_PLANS = (LATE, "cfg-off", "stagevar", "skip-2")
-MAKE_PUBLISHED: dict[str, Callable[[Any], PublishedLoop]] = {"var": PublishedVAR}
+MAKE_PUBLISHED: dict[str, Callable[[Any], PublishedLoop]] = {
+    "var": PublishedVAR,
+    "infinity": PublishedInfinity,
+}
 
 
 class PublishedLoop(Protocol):
@@ -117,8 +116,12 @@ def contenders(
     plans: Sequence[str],
     seed: int,
     profile: Profile | None = None,
+    fast: Fast | None = None,
 ) -> dict[str, Contender]:
-    """``published`` where we wrote that family's loop, ``exact``, then the plans."""
+    """``published`` where we wrote that family's loop, ``exact``, then the plans.
+
+    ``fast`` is what was done to ``model``; the published loop has none of it.
+    """
     exact = exact_plan(model.info, model.scales(), sampling)
     out: dict[str, Contender] = {}
     if model.info.family in MAKE_PUBLISHED:
@@ -128,14 +131,18 @@ def contenders(
         name: plan_named(name, model, sampling, profile) for name in plans if name != EXACT
     }
     for name, plan in named.items():
-        out[name] = Contender(_engine(model, plan, sampling, seed), plan)
+        out[name] = Contender(_engine(model, plan, sampling, seed, fast or Fast()), plan)
     return out
 
 
 def _engine(
-    model: ScaleModel, plan: Plan, sampling: Sampling, seed: int
+    model: ScaleModel, plan: Plan, sampling: Sampling, seed: int, fast: Fast
 ) -> Callable[[Conditioning], Generation]:
-    return lambda conditioning: generate(model, conditioning, plan, sampling, seed)
+    def make(conditioning: Conditioning) -> Generation:
+        run = partial(generate, model, conditioning, plan, sampling, seed, graphs=fast.graphs)
+        return fast.attempt(model, run)
+
+    return make
 
 
 def measure(
@@ -144,35 +151,89 @@ def measure(
     named: Mapping[str, Contender],
     repeats: int,
     tick: Meter,
+    decode_flop: float = 0.0,
+    fast: Fast | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Time every contender on one batch; returns what the JSON says about this batch."""
-    runs: dict[str, list[Run]] = {name: [] for name in named}
-    memory: dict[str, float] = {}
-    ids: dict[str, list[torch.Tensor]] = {}
+    """Time every contender on one batch; returns what the JSON says about this batch.
+
+    ``decode_flop``: of decoding one image. ``seconds``: no round that is counted begins later,
+    but for one. A contender that fails is left out from then on, and the JSON says why.
+    """
+    fast = fast or Fast()
+    begun = time.perf_counter()
+    warm_up = 3 if fast.graphs else 1
+    if fast.graphs:  # no shape of this batch may push out another
+        fast.graphs.clear()
+        fast.graphs.shapes.limit = max(fast.graphs.shapes.limit, len(named))
+    entries = {name: _Entry() for name in named}
     products, copies = [], []
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm_up):
+        if turn > warm_up and time.perf_counter() - begun > seconds:
+            break
+        rounds = turn + 1 - warm_up
         products.append(product_tflops(model.device, model.dtype))
         copies.append(copy_gb_s(model.device))
         for name, contender in named.items():
-            forget_peak(model.device)
-            run, made = _time(model.device, condition, contender)
-            ids.setdefault(name, made.ids)
-            memory[name] = max(memory.get(name, 0.0), peak_mb(model))
-            if turn:
-                runs[name].append(run)
+            entry = entries[name]
+            if not entry.failed:
+                forget_peak(model.device)
+                try:
+                    run, made = _time(model.device, condition, contender)
+                except (RuntimeError, StagevarError) as error:
+                    entry.failed = f"{type(error).__name__}: {error}".splitlines()[0]
+                    logger.warning("%s failed: %s", name, entry.failed)
+                else:
+                    entry.add(run, made, peak_mb(model), warm=turn < warm_up)
+                    entry.said = fast.notes() if name != PUBLISHED else []
             tick()
     ceiling = {"tflops": median(products), "copy_gb_s": median(copies)}
-    conditioning = condition()
-    decode = decode_flops(model, conditioning, named[EXACT].plan)
+    batch = condition().batch
+    ran = {name: entry.runs for name, entry in entries.items() if not entry.failed}
     figures = {
-        name: _figures(model, conditioning.batch, contender.plan, runs, name, decode, ceiling)
-        | {"peak_memory_mb": memory[name]}
-        for name, contender in named.items()
+        name: _figures(model, batch, named[name].plan, ran, name, batch * decode_flop, ceiling)
+        | entries[name].figures()
+        for name in ran
     }
-    out = {"batch": conditioning.batch, "ceiling": ceiling, "runs": figures}
-    if PUBLISHED in ids:
-        out["same_ids_as_published"] = _agreement(ids[PUBLISHED], ids[EXACT])
+    failed = {name: entry.failed for name, entry in entries.items() if entry.failed}
+    out = {"batch": batch, "rounds": rounds, "ceiling": ceiling, "runs": figures, "failed": failed}
+    if PUBLISHED in ran and EXACT in ran:
+        out["same_ids_as_published"] = _agreement(entries[PUBLISHED].ids, entries[EXACT].ids)
     return out
+
+
+@dataclass
+class _Entry:
+    """What was seen of one contender."""
+
+    runs: list[Run] = field(default_factory=list)
+    warm_up_ms: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    ids: list[torch.Tensor] = field(default_factory=list)
+    cache_mb: float = 0.0
+    said: list[str] = field(default_factory=list)
+    failed: str = ""
+
+    def add(self, run: Run, made: Generation | Published, peak: float, warm: bool) -> None:
+        if warm:
+            self.warm_up_ms.append(run.total_ms)
+        else:
+            self.runs.append(run)
+        self.peaks.append(peak)
+        self.ids = self.ids or made.ids
+        if isinstance(made, Generation):
+            self.cache_mb = max(made.cache_bytes, default=0) / 1e6
+
+    def figures(self) -> dict[str, Any]:
+        """``peak_memory_mb``: of the first call, before anything is kept for later ones."""
+        out: dict[str, Any] = {
+            "peak_memory_mb": self.peaks[0],
+            "peak_memory_later_mb": max(self.peaks[1:], default=self.peaks[0]),
+            "warm_up_ms": self.warm_up_ms,
+        }
+        if self.cache_mb:
+            out["keys_values_mb"] = self.cache_mb
+        return out | ({"said": self.said} if self.said else {})
 
 
 def _agreement(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
@@ -247,85 +308,6 @@ def _rate(flops: float, ms: float, ceiling_tflops: float) -> dict[str, float]:
     return {"tflop": flops / 1e12, "tflops": rate, "of_ceiling": rate / ceiling_tflops}
 
 
-def document(
-    name: str,
-    model: ScaleModel,
-    sampling: Sampling,
-    batches: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    created_at: str,
-) -> dict[str, Any]:
-    """The whole JSON document of one run."""
-    notes = [
-        "ms are per batch; ratios are medians of ratios within a round",
-        "cpu: processor time of this process, hardly changed by what else the machine runs",
-        "FLOP of the loop are those of the blocks the plan runs (text, AdaLN and head left out)",
-    ]
-    if model.info.family not in MAKE_PUBLISHED:
-        notes.append(f"no published loop was written for the {model.info.family} family")
-    return {
-        "kind": KIND,
-        "version": VERSION,
-        "stagevar": stagevar_runtime.__version__,
-        "created_at": created_at,
-        "model": {
-            "name": name,
-            "family": model.info.family,
-            "depth": model.info.depth,
-            "width": model.info.width,
-            "scales": [[s.height, s.width] for s in model.scales()],
-        },
-        "hardware": describe_machine(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "sampling": {
-            "guidance": sampling.guidance,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-        },
-        **settings,
-        "notes": notes,
-        "batches": list(batches),
-    }
-
-
-def table(doc: Mapping[str, Any]) -> str:
-    """The document for people, one table a batch."""
-    lines = [f"{doc['model']['name']} on {doc['hardware'].get('name', '?')}, {doc['dtype']}"]
-    for part in doc["batches"]:
-        ceiling = part["ceiling"]
-        lines.append(
-            f"batch {part['batch']}: measured ceiling {ceiling['tflops']:.3g} TFLOP/s, "
-            f"copy {ceiling['copy_gb_s']:.3g} GB/s"
-        )
-        rows = [("", "total ms", "cpu", "loop", "decode", "vs published", "vs exact", "of ceiling")]
-        for name, f in part["runs"].items():
-            total = f["total_ms"]
-            rows.append(
-                (
-                    name,
-                    f"{total['median']:.0f} [{total['min']:.0f}, {total['max']:.0f}]",
-                    f"{f['cpu_ms']['median']:.0f}",
-                    f"{f['loop_ms']['median']:.0f}",
-                    f"{f['decode_ms']['median']:.0f}",
-                    _ratio(f.get(f"vs_{PUBLISHED}")),
-                    _ratio(f.get(f"vs_{EXACT}")),
-                    f"loop {f['loop']['of_ceiling']:.0%} decode {f['decode']['of_ceiling']:.0%}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-    return "\n".join(lines)
-
-
-def _ratio(versus: Mapping[str, float] | None) -> str:
-    if versus is None:
-        return "-"
-    return f"{versus['total']:.2f}x (loop {versus['loop']:.2f}x, cpu {versus['cpu']:.2f}x)"
-
-
 def bench(
     checkpoint: Path | None,
     random: str | None,
@@ -335,9 +317,10 @@ def bench(
     repeats: int = 5,
     output: Path | None = None,
     compile: str = "off",
+    seconds: float = math.inf,
     quiet: bool = False,
 ) -> Said:
-    """``stagevar-probe bench``.
+    """``stagevar-probe bench``; the JSON is written after every batch.
 
     Raises:
         StagevarError: neither or both of a checkpoint and a size with random weights were given.
@@ -363,33 +346,21 @@ def bench(
             return random_conditioning(model, batch, options.seed)
 
     chosen = list(plans) or [*(profile.plans if profile else ()), *DEFAULT_PLANS]
-    named = contenders(model, sampling, chosen, options.seed, profile)
-    compiled = compile_model(model, compile)  # the published loop calls no block of ours
-    parts = []
-    with meter(name, len(batches) * len(named) * (repeats + 1), quiet) as tick:
-        for batch in batches:
-            parts.append(measure(model, partial(conditioning, batch), named, repeats, tick))
+    exact = exact_plan(model.info, model.scales(), sampling)
+    decode = decode_flops(model, conditioning(1), exact)
+    fast = make_fast(model, compile)
+    named = contenders(model, sampling, chosen, options.seed, profile, fast)
+    rounds = repeats + (3 if fast.graphs else 1)
+    parts: list[dict[str, Any]] = []
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    settings = {"repeats": repeats, "seed": options.seed, "compile": compiled}
-    found = document(name, model, sampling, parts, settings, now)
-    target = output or RESULTS / f"{_slug(found)}.json"
-    if output is None:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-    write_whole(target, (json.dumps(found, indent=1) + "\n").encode())
+    settings = {"repeats": repeats, "seed": options.seed, "compile": fast.said}
+    with meter(name, len(batches) * len(named) * rounds, quiet) as tick:
+        for batch in batches:
+            condition = partial(conditioning, batch)
+            parts.append(measure(model, condition, named, repeats, tick, decode, fast, seconds))
+            found = document(name, model, sampling, parts, settings, now, PUBLISHED in named)
+            target = output or RESULTS / f"{slug(found)}.json"
+            if output is None:
+                RESULTS.mkdir(parents=True, exist_ok=True)
+            write_whole(target, (json.dumps(found, indent=1) + "\n").encode())
     return found, f"{table(found)}\nwritten to {target}"
-
-
-def _slug(found: Mapping[str, Any]) -> str:
-    """One file a model, machine, dtype and version."""
-    machine = found["hardware"]
-    mode = found["compile"]
-    mode = found["compile"]
-    threads = f"-{machine['threads']}t" if machine["device"] == "cpu" else ""
-    parts = (
-        found["model"]["name"],
-        f"{machine.get('name', machine['device'])}{threads}",
-        found["dtype"],
-        *([] if mode.startswith("off") else [f"compile-{mode.partition(':')[0]}"]),
-        f"v{found['stagevar']}",
-    )
-    return "_".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 
 import stagevar_runtime
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.graphs import MODES
+from stagevar_runtime.fast import MODES
 
 from . import commands
 from .bench import bench as run_bench
@@ -384,6 +385,7 @@ def generate(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwar
 )
 @click.option("--batches", default="1,4,8", show_default=True, help="Batch sizes.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=math.inf, type=click.FloatRange(0), help="Time for each batch.")
 @click.option("--compile", type=click.Choice(MODES), default="off", show_default=True)
 @click.option("--output", "-o", type=FILE, help="The JSON (default: in benchmarks/results).")
 def bench(checkpoint: Path | None, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> int:
@@ -401,7 +403,7 @@ def bench(checkpoint: Path | None, as_json: bool, quiet: bool, verbose: bool, **
         ) from error
     if not batches or min(batches) < 1:
         raise click.UsageError(f"--batches {kwargs['batches']!r}: expected numbers from 1 up")
-    names = ("random", "plans", "repeats", "output", "compile")
+    names = ("random", "plans", "repeats", "output", "compile", "seconds")
     arguments = {name: kwargs[name] for name in names}
     result, text = run_bench(
         checkpoint, options=_options(kwargs), batches=batches, quiet=quiet, **arguments

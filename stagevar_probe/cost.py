@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import Conditioning, ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.features import FeatureStep
+from stagevar_runtime.memory import peak_memory
 from stagevar_runtime.plan import Plan, compile_plan
 from stagevar_runtime.profile import FeatureOption, PlanStep
 from stagevar_runtime.sampling import Sampling
@@ -161,9 +161,7 @@ def hardware(model: ScaleModel) -> dict[str, str | int | float | bool]:
 
 def peak_memory_mb(model: ScaleModel) -> float:
     """Peak memory so far in MB: of the device, or of the process on a CPU."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return peak_memory(model.device)[0]
 
 
 def time_generation(

@@ -12,9 +12,7 @@ Source of the facts: FoundationVision/VAR 78b9539, ``models/{var,basic_var,quant
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,16 +25,7 @@ from stagevar_runtime.families.var import VAR
 from stagevar_runtime.families.vqvae import phi_index
 from stagevar_runtime.sampling import Sampling
 
-
-@dataclass
-class Published:
-    """What one call made and how long it took, as in ``engine.Generation``."""
-
-    images: Tensor
-    ids: list[Tensor]
-    scale_ms: list[float] = field(default_factory=list)
-    loop_ms: float = 0.0
-    decode_ms: float = 0.0
+from .published import Published, decode, draw, norm, plain, plain_copy, strength_at
 
 
 class PublishedVAR:
@@ -44,23 +33,21 @@ class PublishedVAR:
 
     def __init__(self, model: VAR) -> None:
         self.model = model
-        self.tokenizer: Any = copy.deepcopy(model.tokenizer)
-        plain: Any = self.tokenizer.to
-        plain(memory_format=torch.contiguous_format)
+        self.tokenizer: Any = plain_copy(model.tokenizer)
 
     @torch.inference_mode()
     def __call__(self, conditioning: Conditioning, sampling: Sampling, seed: int) -> Published:
         """Draw the labels of ``conditioning`` with one generator for the whole batch."""
         model, labels = self.model, conditioning.cond["labels"]
-        half = model.device.type == "cuda" and model.dtype != torch.float32
+        half = model.dtype != torch.float32
         clock = Clock(model.device)
         clock.mark()
         with torch.autocast(model.device.type, model.dtype, enabled=half):
             canvas, ids = self._loop(labels.to(model.device), sampling, seed, clock)
-            image = self._decode(canvas)
+            image = decode(self.tokenizer.decoder, self.tokenizer.post_quant_conv(canvas))
         clock.mark()
-        *scales, decode = clock.spans_ms()
-        return Published(image, ids, scales, sum(scales), decode)
+        *scales, decode_ms = clock.spans_ms()
+        return Published(image, ids, scales, sum(scales), decode_ms)
 
     def _loop(
         self, labels: Tensor, sampling: Sampling, seed: int, clock: Clock
@@ -80,23 +67,23 @@ class PublishedVAR:
         for k, side in enumerate(sides):
             done += side * side
             shared = (
-                _plain(t.shared_ada_lin[1], F.silu(condition)).view(2 * batch, 1, 6, -1)
+                plain(t.shared_ada_lin[1], F.silu(condition)).view(2 * batch, 1, 6, -1)
                 if self.model.config.shared_adaln
                 else None
             )
             for block, cache in zip(t.blocks, caches, strict=True):
                 x = _block(block, x, condition, shared, cache)
             logits = self._logits(x, condition)
-            strength = _strength(sampling, k) * (k / max(1, len(sides) - 1))
+            strength = strength_at(sampling, k) * (k / max(1, len(sides) - 1))
             logits = (1 + strength) * logits[:batch] - strength * logits[batch:]
-            drawn = _sample(logits, sampling.top_k_at(k), sampling.top_p, rng)
+            drawn = draw(logits, sampling.top_k_at(k), sampling.top_p, rng)
             ids.append(drawn)
             codes = self.tokenizer.embed(drawn).transpose(1, 2).reshape(batch, -1, side, side)
             canvas = self._add(canvas, codes, k)
             if k + 1 < len(sides):
                 after = sides[k + 1]
                 grid = F.interpolate(canvas, size=(after, after), mode="area")
-                x = _plain(t.word_embed, grid.view(batch, canvas.shape[1], -1).transpose(1, 2))
+                x = plain(t.word_embed, grid.view(batch, canvas.shape[1], -1).transpose(1, 2))
                 x = x + position[:, done : done + after * after]
                 x = x.repeat(2, 1, 1)
             clock.mark()
@@ -104,10 +91,10 @@ class PublishedVAR:
 
     def _logits(self, x: Tensor, condition: Tensor) -> Tensor:
         t = self.model.transformer
-        head = _plain(t.head_nm.ada_lin[1], F.silu(condition)).view(len(x), 1, 2, -1)
+        head = plain(t.head_nm.ada_lin[1], F.silu(condition)).view(len(x), 1, 2, -1)
         scale, shift = head.unbind(2)
-        normed = _norm(x.float()).mul(scale.add(1)).add_(shift)
-        return _plain(t.head, normed.float()).float()
+        normed = norm(x.float()).mul(scale.add(1)).add_(shift)
+        return plain(t.head, normed.float()).float()
 
     def _add(self, canvas: Tensor, codes: Tensor, k: int) -> Tensor:
         count = len(self.model.config.sides)
@@ -118,36 +105,6 @@ class PublishedVAR:
         smooth = F.conv2d(codes, phi.weight, phi.bias, padding=1)
         return canvas.add_(codes.mul(0.5) + smooth.mul_(0.5))
 
-    def _decode(self, canvas: Tensor) -> Tensor:
-        decoder: Any = self.tokenizer.decoder
-        h = decoder.conv_in(self.tokenizer.post_quant_conv(canvas))
-        h = _residual(decoder.mid.block_1, h)
-        if hasattr(decoder.mid.attn_1, "qkv"):
-            h = _attention(decoder.mid.attn_1, h)
-        h = _residual(decoder.mid.block_2, h)
-        for level in reversed(decoder.up):
-            for i, block in enumerate(level.block):
-                h = _residual(block, h)
-                if len(level.attn):
-                    h = _attention(level.attn[i], h)
-            if hasattr(level.upsample, "conv"):
-                h = level.upsample.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
-        image = decoder.conv_out(F.silu(decoder.norm_out(h), inplace=True))
-        return image.clamp_(-1, 1).add_(1).mul_(0.5)
-
-
-def _strength(sampling: Sampling, k: int) -> float:
-    return sampling.guidance[k] if isinstance(sampling.guidance, tuple) else sampling.guidance
-
-
-def _plain(module: Any, x: Tensor) -> Tensor:
-    """A linear layer as eager PyTorch runs it, whatever our modules do instead."""
-    return F.linear(x, module.weight, module.bias)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
 
 def _block(
     block: Any, x: Tensor, condition: Tensor, shared: Tensor | None, cache: dict[str, Tensor]
@@ -155,13 +112,13 @@ def _block(
     if shared is not None:
         six = block.ada_gss + shared
     else:
-        six = _plain(block.ada_lin[1], F.silu(condition)).view(-1, 1, 6, x.shape[-1])
+        six = plain(block.ada_lin[1], F.silu(condition)).view(-1, 1, 6, x.shape[-1])
     gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
-    inner = _norm(x).mul(scale1.add(1)).add_(shift1)
+    inner = norm(x).mul(scale1.add(1)).add_(shift1)
     x = x + _self_attention(block.attn, inner, cache).mul_(gamma1)
-    inner = _norm(x).mul(scale2.add(1)).add_(shift2)
-    hidden = F.gelu(_plain(block.ffn.fc1, inner), approximate="tanh")
-    return x + _plain(block.ffn.fc2, hidden).mul(gamma2)
+    inner = norm(x).mul(scale2.add(1)).add_(shift2)
+    hidden = F.gelu(plain(block.ffn.fc1, inner), approximate="tanh")
+    return x + plain(block.ffn.fc2, hidden).mul(gamma2)
 
 
 def _self_attention(attn: Any, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
@@ -176,38 +133,4 @@ def _self_attention(attn: Any, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
         k, v = torch.cat((cache["k"], k), dim=2), torch.cat((cache["v"], v), dim=2)
     cache["k"], cache["v"] = k, v
     y = F.scaled_dot_product_attention(q, k, v.to(k.dtype), scale=attn.scale)
-    return _plain(attn.proj, y.transpose(1, 2).reshape(rows, n, width))
-
-
-def _sample(logits: Tensor, top_k: int, top_p: float, rng: torch.Generator) -> Tensor:
-    batch, n, size = logits.shape
-    if top_k > 0:
-        least = logits.topk(min(top_k, size), largest=True, sorted=False, dim=-1)[0]
-        logits.masked_fill_(logits < least.amin(dim=-1, keepdim=True), -torch.inf)
-    if top_p > 0:
-        ascending, order = logits.sort(dim=-1, descending=False)
-        drop = ascending.softmax(dim=-1).cumsum_(dim=-1) <= 1 - top_p
-        drop[..., -1:] = False
-        logits.masked_fill_(drop.scatter(-1, order, drop), -torch.inf)
-    flat = logits.softmax(dim=-1).view(-1, size)
-    return torch.multinomial(flat, 1, replacement=True, generator=rng).view(batch, n)
-
-
-def _residual(block: Any, x: Tensor) -> Tensor:
-    h = block.conv1(F.silu(block.norm1(x), inplace=True))
-    h = block.conv2(F.silu(block.norm2(h), inplace=True))
-    return block.nin_shortcut(x) + h
-
-
-def _attention(attn: Any, x: Tensor) -> Tensor:
-    batch, c, height, width = x.shape
-    q, k, v = (
-        F.conv2d(attn.norm(x), attn.qkv.weight, attn.qkv.bias)
-        .reshape(batch, 3, c, height * width)
-        .unbind(1)
-    )
-    weights = torch.bmm(q.permute(0, 2, 1).contiguous(), k.contiguous()).mul_(c**-0.5)
-    weights = F.softmax(weights, dim=2).permute(0, 2, 1).contiguous()
-    h = torch.bmm(v.contiguous(), weights)
-    h = h.view(batch, c, height, width).contiguous()
-    return x + F.conv2d(h, attn.proj_out.weight, attn.proj_out.bias)
+    return plain(attn.proj, y.transpose(1, 2).reshape(rows, n, width))

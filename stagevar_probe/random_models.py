@@ -7,6 +7,7 @@ sizes by one entry in :data:`SIZES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,14 +63,17 @@ def random_var(
 
 
 def random_infinity(
-    config: InfinityConfig, tokenizer: VQVAEConfig, device: torch.device, dtype: torch.dtype
+    config: InfinityConfig,
+    tokenizer: VQVAEConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: str = "1M",
 ) -> Infinity:
     """An Infinity of this configuration with its tokenizer; text features come from outside."""
     with torch.device("meta"):
         transformer, vae = InfinityTransformer(config), BSQVAE(tokenizer)
-    return Infinity.from_tensors(
-        random_tensors(transformer, device), random_tensors(vae, device, 1), device, dtype
-    )
+    tensors, codes = random_tensors(transformer, device), random_tensors(vae, device, 1)
+    return Infinity.from_tensors(tensors, codes, device, dtype, default_size=size)
 
 
 def _infinity(
@@ -114,6 +118,17 @@ def _var(depth: int, sides: tuple[int, ...] = SIDES_256, shared: bool = False) -
     return partial(random_var, config)
 
 
+def _trial_var() -> Build:
+    config = VARConfig(2, 64, 2, 10, 64, 32, SIDES_256, 256, False, True)
+    tokenizer = VQVAEConfig(vocabulary=64, stem=32, channels=(32, 32), attention_levels=())
+    return partial(random_var, config, tokenizer=replace(tokenizer, encoder=False))
+
+
+def _trial_infinity() -> Build:
+    config = InfinityConfig(8, (1,) * 8, 64, 2, 256, 4, 64, 64, 2, 15, True, False)
+    return partial(random_infinity, config, bsq_shape(4, (32, 32), 1), size="0.06M")
+
+
 SIZES: dict[str, Build] = {
     "var-d16": _var(16),
     "var-d20": _var(20),
@@ -122,6 +137,8 @@ SIZES: dict[str, Build] = {
     "var-d36": _var(36, SIDES_512, shared=True),
     "infinity-2b": _infinity(32, 2048, 32, (128, 256, 512, 512, 512), 32),
     "infinity-8b": _infinity(40, 3584, 56, (128, 256, 512, 512), 14),
+    "var-trial": _trial_var(),  # of no publisher: to try a command out
+    "infinity-trial": _trial_infinity(),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from torch import Tensor
 from .errors import StagevarError
 from .families.base import Conditioning, ScaleModel, ScaleSpec, State
 from .features import narrowed
+from .graphs import Graphs
 from .guidance import combine
-from .plan import GroupStep, Plan, ScaleStep, exact_plan
-from .restorers import restore
+from .kvcache import cache_bytes
+from .network import Network, run_scale
+from .plan import Plan, ScaleStep, exact_plan
 from .sampling import Noise, Sampling
-from .selectors import select
-from .tokens import Grid, Scene, resize
+from .tokens import resize
 
 
 class Observer:
@@ -38,7 +40,7 @@ class Generation:
     """What one call made. ``images`` ``(B, 3, H, W)`` RGB in [0, 1]; ``ids`` one tensor a scale
     that ran; ``scale_ms`` one figure a scale (0 where skipped); ``loop_ms``, of which
     ``transformer_ms`` (the rest is guidance, drawing and canvas), ``decode_ms`` and, where prompts
-    were read, ``text_ms``."""
+    were read, ``text_ms``. ``cache_bytes``: memory of keys and values after each scale."""
 
     images: Tensor
     ids: list[Tensor]
@@ -49,6 +51,7 @@ class Generation:
     loop_ms: float = 0.0
     decode_ms: float = 0.0
     text_ms: float = 0.0
+    cache_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -97,6 +100,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     scales: tuple[ScaleSpec, ...] | None = None,
     observer: Observer | None = None,
+    graphs: Graphs | None = None,
 ) -> Generation:
     """Generate ``conditioning.batch`` images.
 
@@ -105,6 +109,8 @@ def generate(
         sampling: None is the family's published default.
         seed: one number (the whole batch draws from one generator, as published) or one an image.
         scales: the schedule; None is the model's default.
+        observer: watches; the loop then runs eagerly.
+        graphs: records the transformer's work and replays it, where that is right and faster.
     """
     sampling = sampling or model.default_sampling
     scales = scales or model.scales()
@@ -112,25 +118,29 @@ def generate(
     clock = Clock(model.device)
     clock.mark()
     state = start(model, conditioning, plan, seed)
-    ids = []
+    network = graphs.begin(state, plan) if graphs and observer is None else run_scale
+    ids, held = [], []
     for step in plan:
-        drawn = advance(model, state, step, sampling, observer=observer, clock=clock)
+        drawn = advance(model, state, step, sampling, None, observer, clock, network)
         if drawn is not None:
             ids.append(drawn)
+        held.append(cache_bytes(state.kv))
         clock.mark()
+    state.kv, state.features = [], {}  # their memory is free for the decoder
     images = model.decode(state)
     clock.mark()
     *spans, decode = clock.spans_ms()
-    network, drawing = spans[::2], spans[1::2]
+    blocks, drawing = spans[::2], spans[1::2]
     return Generation(
         images=images,
         ids=ids,
         canvas=state.canvas,
         plan=plan,
-        scale_ms=[a + b for a, b in zip(network, drawing, strict=True)],
-        transformer_ms=sum(network),
+        scale_ms=[a + b for a, b in zip(blocks, drawing, strict=True)],
+        transformer_ms=sum(blocks),
         loop_ms=sum(spans),
         decode_ms=decode,
+        cache_bytes=held,
     )
 
 
@@ -184,10 +194,12 @@ def advance(
     ids: Tensor | None = None,
     observer: Observer | None = None,
     clock: Clock | None = None,
+    network: Network = run_scale,
 ) -> Tensor | None:
-    """Run one scale: embed, blocks, logits, guidance, draw (or take ``ids``), add to the canvas.
+    """Run one scale: transformer, guidance, draw (or take ``ids``), add to the canvas.
 
-    ``clock`` is stamped where the transformer ends and drawing begins.
+    ``clock`` is stamped where the transformer ends and drawing begins. ``network`` runs the
+    transformer: plainly, or by recorded graphs.
     """
     if step.run == "skip":
         if clock:
@@ -198,21 +210,8 @@ def advance(
     state.weights = step.weights if len(step.branches) == 2 else None
     state.narrow = narrowed(model, step.scale.index, step.features)
     for cache in state.kv:
-        cache.capacity = step.capacity
-
-    x = model.embed(state, step.scale)
-    for number, group in enumerate(step.groups):
-        if observer:
-            observer.group(state, step, number, x)
-        if group.blocks.start in step.store:
-            stored = x
-        x = run_group(model, state, step, group, x)
-        if group.blocks.start in step.store:
-            state.features[group.blocks.start] = (step.scale, stored)
-    if step.groups[-1].blocks.stop in step.store:
-        state.features[step.groups[-1].blocks.stop] = (step.scale, x)
-
-    logits = model.logits(state, step.scale, x)
+        cache.reserve(step.capacity)
+    logits = network(model, state, step, partial(observer.group, state, step) if observer else None)
     if clock:
         clock.mark()
     difference = None
@@ -235,31 +234,6 @@ def advance(
     if observer:
         observer.advanced(state, step, ids)
     return ids
-
-
-def run_group(
-    model: ScaleModel, state: State, step: ScaleStep, group: GroupStep, x: Tensor
-) -> Tensor:
-    """One group of blocks, on all tokens or on the kept ones."""
-    tokens = group.tokens
-    if tokens is None:
-        return model.run(state, step.scale, x, group.blocks)
-    scene = Scene(
-        x,
-        step.scale.grid,
-        tokens.keep,
-        state.noise.derived(step.scale.index, 1 + group.blocks.start),
-        before=_stored(state, group.blocks.start),
-        after=_stored(state, group.blocks.stop),
-    )
-    kept = select(scene, tokens.select, 0 if model.info.rows_independent else state.batch)
-    y = model.run(state, step.scale, kept.x, group.blocks, kept.positions)
-    return restore(scene, kept, y, tokens.restore)
-
-
-def _stored(state: State, boundary: int) -> tuple[Tensor, Grid] | None:
-    found = state.features.get(boundary)
-    return None if found is None else (found[1], found[0].grid)
 
 
 def _checked_ids(ids: Tensor, batch: int, scale: ScaleSpec) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from .engine import Generation
 from .errors import CheckpointError, ProfileError, StagevarError
 from .families import Family, recognise
 from .families.base import Conditioning, ScaleModel, ScaleSpec
+from .fast import Fast, make_fast
 from .features import Bases, bases_path, features_of, narrowed
 from .fingerprint import Fingerprint, architecture_hash, weights_hash
-from .graphs import compile_model
 from .plan import Plan, compile_plan
 from .presets import PRESETS, Ranks, preset
 from .profile import Found, PlanStep, Profile, check_match, find_profile, profile_path
+from .recent import Recent
 from .sampling import Sampling
-from .summary import Summary, summary_row
+from .summary import Summary, memory_use, summary_row
 from .text import Encode, encoder_for
 
 logger = logging.getLogger("stagevar_runtime")
 
 MEMORY = Path("<memory>")  # where a profile lies that was given as an object
+SHAPES_KEPT = 64  # shapes whose first call's time is remembered
 GPU_TILE = 8  # kept tokens are rounded up to a multiple of this on CUDA
 
 
@@ -61,8 +63,8 @@ def load(
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
-        compile: ``off``, ``auto`` (on CUDA only) or ``max``: see
-            :func:`stagevar_runtime.graphs.compile_model`. The first images pay for it.
+        compile: ``off``, ``graphs``, ``auto`` or ``max``: see :mod:`stagevar_runtime.fast`. The
+            first images pay for it.
 
     Raises:
         CheckpointError: a file cannot be read, is incomplete, or holds NaN.
@@ -93,7 +95,7 @@ def load(
     )
     pipeline = Pipeline(model, opened, encode if callable(encode) else None)
     if compile != "off":
-        pipeline.compiled = compile_model(model, compile)
+        pipeline.fast = make_fast(model, compile)
     pipeline.use_profile(profile, strict=strict)
     return pipeline
 
@@ -148,7 +150,9 @@ class Pipeline:
         self.profile_source = "none"
         self.plan_name = "exact"
         self.notes: list[str] = []
-        self.compiled = "off"
+        self.fast = Fast()
+        self._firsts: Recent[float] = Recent(SHAPES_KEPT)
+        self._first_ms = self._last_ms = 0.0
         self._steps: tuple[PlanStep, ...] = ()
         self._last: Generation | None = None
 
@@ -362,16 +366,19 @@ class Pipeline:
         sampling = self.sampling(
             sampling, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        made = engine.generate(
+        plan = self._compile(self._steps_for(scales), scales, sampling)
+        begun = time.perf_counter()
+        made = self.fast.attempt(
             self.model,
-            self.condition(**inputs),
-            self._compile(self._steps_for(scales), scales, sampling),
-            sampling,
-            seed,
-            scales,
-            observer,
+            partial(
+                engine.generate,
+                *(self.model, self.condition(**inputs), plan, sampling, seed, scales, observer),
+                graphs=self.fast.graphs,
+            ),
         )
-        made.text_ms = text_ms
+        made.text_ms, self._last_ms = text_ms, 1000 * (time.perf_counter() - begun)
+        shape = (tuple(replace(step, asked=None) for step in plan), made.images.shape)
+        self._first_ms = self._firsts.get(shape, lambda: self._last_ms)
         self._last = made
         return made
 
@@ -421,12 +428,11 @@ class Pipeline:
 
     def summary(self) -> Summary:
         """What is asked and done at every scale, with the times of the last call."""
-        plan = self._last.plan if self._last else self.plan()
-        times = self._last.scale_ms if self._last else [0.0] * len(plan)
-        batch = self._last.images.shape[0] if self._last else 1
+        last = self._last
+        plan = last.plan if last else self.plan()
+        batch = last.images.shape[0] if last else 1
         notes = [*self.model.info.notes, *self.notes]
-        if self.compiled != "off":
-            notes.append(f"compile: {self.compiled}")
+        notes += self.fast.notes()
         if self.plan_name == "exact" and self.profile is None:
             notes.append("no profile: the exact path runs")
         if self.plan_name != "exact" and self._changes_nothing():
@@ -439,10 +445,16 @@ class Pipeline:
             profile=self.profile_source,
             plan=self.plan_name,
             notes=tuple(notes),
-            rows=tuple(summary_row(step, ms, batch) for step, ms in zip(plan, times, strict=True)),
-            loop_ms=self._last.loop_ms if self._last else 0.0,
-            decode_ms=self._last.decode_ms if self._last else 0.0,
-            images=batch if self._last else 0,
+            rows=tuple(
+                summary_row(step, last.scale_ms[k] if last else 0.0, batch)
+                for k, step in enumerate(plan)
+            ),
+            loop_ms=last.loop_ms if last else 0.0,
+            decode_ms=last.decode_ms if last else 0.0,
+            images=batch if last else 0,
+            first_ms=self._first_ms,
+            last_ms=self._last_ms,
+            memory=memory_use(self.model, plan, batch, last.cache_bytes if last else []),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .sketch import cholesky
 from .tokens import Kept, Restorer, Scene, named, put, resize, take
 
 RIDGE = 0.05  # of the mean kept leverage: keeps a lift from extrapolating
@@ -53,9 +54,9 @@ def spread(q: Tensor, index: Tensor, change: Tensor) -> Tensor:
     gram = q_kept.transpose(1, 2) @ q_kept
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-12)
     gram = gram + ridge[:, None, None] * torch.eye(gram.shape[-1], device=q.device)
-    coefficients = torch.cholesky_solve(
-        q_kept.transpose(1, 2) @ change.float(), torch.linalg.cholesky(gram)
-    )
+    factor, wanted = cholesky(gram), q_kept.transpose(1, 2) @ change.float()
+    half = torch.linalg.solve_triangular(factor, wanted, upper=False)
+    coefficients = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return (q @ coefficients).to(change.dtype)
 
 

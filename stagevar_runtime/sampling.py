@@ -87,11 +87,8 @@ class Noise:
         batch, n, size = probabilities.shape
         if not self.own:
             flat = probabilities.reshape(-1, size)
-            return torch.multinomial(flat, 1, True, generator=self.shared).view(batch, n)
-        drawn = [
-            torch.multinomial(p, 1, True, generator=g)
-            for p, g in zip(probabilities, self.derived(scale), strict=True)
-        ]
+            return pick(flat, self.shared).view(batch, n)
+        drawn = [pick(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
         return torch.stack(drawn).view(batch, n)
 
     def exponential(self, like: Tensor, scale: int) -> Tensor:
@@ -126,6 +123,23 @@ class Noise:
             return torch.randn(both * rows, width, generator=generator, device=self.device)[:rows]
 
         return drawn
+
+
+def pick(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One index a row of ``(rows, V)``, as ``torch.multinomial`` draws it; returns ``(rows, 1)``.
+
+    On a GPU it checks its input, and the host waits for the answer: there we run the same race of
+    exponential clocks without the check. The numbers drawn and the winners are the same.
+    """
+    if probabilities.device.type == "cpu":
+        return torch.multinomial(probabilities, 1, True, generator=generator)
+    return race(probabilities, generator)
+
+
+def race(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """The index whose clock ``Exp(1) / p`` rings first, in every row; returns ``(rows, 1)``."""
+    clocks = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / clocks).argmax(-1, keepdim=True)
 
 
 def _mix(seed: int, key: tuple[int, ...]) -> int:

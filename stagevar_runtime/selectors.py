@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import StagevarError
 from .sketch import orthonormalise, pivots
 from .tokens import Kept, Scene, Selector, as_map, as_tokens, named, squared_norm, take, top
 
@@ -87,13 +88,17 @@ def pivot(scene: Scene) -> Tensor:
 def draw(scene: Scene, tail: tuple[int, ...], how: Callable[..., Tensor]) -> Tensor:
     """Random numbers ``(rows, n, *tail)``: one stream an image, the same for both branches."""
     x, generators = scene.x, scene.generators
+    if not generators:
+        raise StagevarError(
+            "this selector draws random numbers: register it as Selector(..., seeded=True)"
+        )
     drawn = [how((x.shape[1], *tail), generator=g, device=x.device) for g in generators]
     return torch.stack(drawn * (x.shape[0] // len(drawn)))
 
 
 SELECTORS: dict[str, Selector] = {
-    "projection": Selector(norm, mix=random_rows),
-    "norm": Selector(norm),
+    "projection": Selector(norm, mix=random_rows, seeded=True),
+    "norm": Selector(norm, seeded=True),
     "deviation": Selector(deviation),
     "update": Selector(update, needs=("before",)),
     "highpass": Selector(highpass),

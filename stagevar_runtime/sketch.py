@@ -19,7 +19,7 @@ def orthonormal_sketch(x: Tensor, width: int) -> Tensor:
     """
     x = x.float()
     width = min(width, x.shape[1], x.shape[2])
-    test = _test_matrix(x.shape[2], width).to(x.device)
+    test = _test_matrix(x.shape[2], width, x.device)
     q = orthonormalise(x @ test)
     return orthonormalise(x @ (x.transpose(1, 2) @ q))
 
@@ -29,14 +29,20 @@ def orthonormalise(z: Tensor) -> Tensor:
     z = z / z.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-20)
     gram = z.transpose(1, 2) @ z
     jitter = 1e-6 * torch.eye(gram.shape[-1], device=z.device)
-    factor = torch.linalg.cholesky(gram + jitter)
+    factor = cholesky(gram + jitter)
     return torch.linalg.solve_triangular(factor, z.transpose(1, 2), upper=False).transpose(1, 2)
 
 
+def cholesky(gram: Tensor) -> Tensor:
+    """The lower factor, without the check whose answer the host would wait for."""
+    return torch.linalg.cholesky_ex(gram).L
+
+
 @lru_cache(maxsize=32)
-def _test_matrix(d: int, width: int) -> Tensor:
+def _test_matrix(d: int, width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.randn(d, width, generator=torch.Generator().manual_seed(d * 1009 + width))
+        generator = torch.Generator().manual_seed(d * 1009 + width)
+        return torch.randn(d, width, generator=generator).to(device)
 
 
 def pivots(q: Tensor, count: int) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .plan import ScaleStep
+from .families.base import ScaleModel
+from .memory import peak_memory
+from .plan import Plan, ScaleStep
 from .profile import PlanStep
 
 
@@ -23,6 +26,27 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
+class MemoryUse:
+    """MB of the last call's keys and values: with both branches, after guidance was dropped
+    (None: it was not), and what both branches to the end would have held; the peak and what of."""
+
+    guided_mb: float
+    dropped_mb: float | None
+    exact_mb: float
+    peak_mb: float
+    peak_of: str
+
+    def __str__(self) -> str:
+        after = (
+            "" if self.dropped_mb is None else f", {self.dropped_mb:.1f} MB after it was dropped"
+        )
+        return (
+            f"keys and values: {self.guided_mb:.1f} MB with guidance{after}; exact path "
+            f"{self.exact_mb:.1f} MB. Peak memory {self.peak_mb:.0f} MB {self.peak_of}"
+        )
+
+
+@dataclass(frozen=True)
 class Summary:
     """What the pipeline does, and what it did last. ``str()`` of it is a table."""
 
@@ -36,6 +60,9 @@ class Summary:
     loop_ms: float
     decode_ms: float
     images: int
+    first_ms: float
+    last_ms: float
+    memory: MemoryUse
 
     def __str__(self) -> str:
         lines = [
@@ -67,7 +94,29 @@ class Summary:
                 f"last call: {self.images} images, loop {self.loop_ms:.1f} ms, "
                 f"decode {self.decode_ms:.1f} ms"
             )
+            lines.append(
+                f"all but text: {self.last_ms:.1f} ms, the first call of this shape "
+                f"{self.first_ms:.1f} ms"
+            )
+            lines.append(str(self.memory))
         return "\n".join(lines)
+
+
+def memory_use(model: ScaleModel, plan: Plan, batch: int, held: Sequence[int]) -> MemoryUse:
+    """What ``held`` bytes of keys and values after each scale mean, and the peak."""
+    guided = [size for size, step in zip(held, plan, strict=False) if len(step.branches) == 2]
+    dropped = [size for size, step in zip(held, plan, strict=False) if len(step.branches) == 1]
+    info, tokens = model.info, sum(step.scale.tokens for step in plan)
+    token = 2 * info.depth * info.width * model.dtype.itemsize  # a row's keys and values
+    exact = token * len(info.branches) * batch * tokens if any(held) else 0
+    peak, what = peak_memory(model.device)
+    return MemoryUse(
+        guided_mb=max(guided, default=0) / 1e6,
+        dropped_mb=max(dropped) / 1e6 if dropped else None,
+        exact_mb=exact / 1e6,
+        peak_mb=peak,
+        peak_of=what,
+    )
 
 
 def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:

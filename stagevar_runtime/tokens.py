@@ -36,7 +36,8 @@ class Scene:
     """What selectors and restorers see: consecutive blocks at one scale, before they run.
 
     ``x`` ``(rows, n, d)`` enters the blocks, its tokens lie on ``grid``, ``keep`` of them will run.
-    ``generators``: one an image; the two guidance branches of an image share its draws.
+    ``generators``: one an image, for selectors that are ``seeded``; the two guidance branches of
+    an image share its draws.
     ``before`` and ``after`` are what entered and left the same blocks at the previous scale, each
     with its grid; there for those that ask for them (``needs``).
     """
@@ -87,11 +88,13 @@ class Selector:
 
     ``needs``: what must have been kept at the previous scale. ``mix`` gives rows ``(rows, r, d)``
     that run in their place, at positions 0 to r - 1; None: the tokens themselves, at their own.
+    ``seeded``: it draws random numbers, so the scene must hold generators.
     """
 
     choose: Callable[[Scene], Tensor]
     needs: tuple[Boundary, ...] = ()
     mix: Callable[[Scene], Tensor] | None = None
+    seeded: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .vqvae import Decoder, Encoder, VQVAEConfig
+from .vqvae import VQVAEConfig
+from .vqvae_layers import Decoder, Encoder, channels_last
 
 IGNORED = ("quantizer.lfq.mask", "quantize.lfq.mask")  # powers of two, for integer labels
 _WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)(?=\.(?:weight|bias)$)|(?<=sample\.conv)\.conv")
@@ -109,6 +110,7 @@ class BSQVAE(nn.Module):
                     f"expected {tuple(shape)}"
                 )
         model.load_state_dict({n: t.float() for n, t in own.items()}, assign=True)
+        channels_last(model.decoder)
         return model.eval().requires_grad_(False)
 
     def codes(self, bits: Tensor) -> Tensor:
@@ -131,7 +133,8 @@ class BSQVAE(nn.Module):
 
     def decode(self, canvas: Tensor) -> Tensor:
         """Image (B, 3, H*f, W*f) in [0, 1] of a canvas (B, d, H, W)."""
-        return self.decoder(canvas).clamp(-1, 1).mul(0.5).add(0.5)
+        z = canvas.contiguous(memory_format=torch.channels_last)
+        return self.decoder(z).clamp(-1, 1).mul(0.5).add(0.5).contiguous()
 
     def encode(self, image: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Bits, one (B, h*w, d) tensor a scale, of an image (B, 3, H*f, W*f) in [0, 1].

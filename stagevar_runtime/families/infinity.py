@@ -17,6 +17,7 @@ from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..features import Features
 from ..kvcache import empty_caches
 from ..linear import WHOLE
+from ..recent import Recent
 from ..sampling import Noise, Sampling, draw
 from .base import Branch, Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
 from .bsq_vae import BSQVAE
@@ -29,6 +30,7 @@ from .var import modulated
 from .weights import load_exactly
 
 GROUPS = 8  # groups of blocks where the file has no chunks
+SCHEDULES_KEPT = 8  # sizes and aspect ratios whose rotations are kept
 UNUSED_BUFFERS = (
     *("lvl_1L", "attn_bias_for_masking"),  # training only
     *("Infinity_visible_kvlen", "Infinity_invisible_qlen"),
@@ -62,6 +64,8 @@ class Infinity:
     ) -> None:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.settings = dtype, settings or InfinityOptions()
+        self.text_tile = 1  # text is padded to a multiple, so that prompts share compiled shapes
+        self._prepared: Recent[list[Rotation]] = Recent(SCHEDULES_KEPT)
         self.device = transformer.pos_start.device
         self.patchify = config.bits == 4 * tokenizer.bits
         self.blocks = list(transformer.in_order())
@@ -258,7 +262,10 @@ class Infinity:
                 f"got {len(scales)} scales from {schedule[0]}, expected up to "
                 f"{self.config.levels} from (1, 1)"
             )
-        mask = None if bool(rows["mask"].all()) else rows["mask"][:, None, None]
+        length = -(-rows["mask"].shape[1] // self.text_tile) * self.text_tile
+        rows = padded(rows["text"], rows["mask"], length)
+        whole = self.text_tile == 1 and bool(rows["mask"].all())
+        mask = None if whole else rows["mask"][:, None, None]
         text = t.text_norm(rows["text"])
         condition = t.text_proj_for_sos.ca.pool(text, mask)  # (rows, C)
         text = t.text_proj_for_ca(text).to(self.dtype)
@@ -286,7 +293,7 @@ class Infinity:
                 device=self.device,
             ),
             noise=noise,
-            extra={"rope": self._rotations(schedule)},
+            extra={"rope": self._prepared.get(schedule, lambda: self._rotations(schedule))},
         )
 
     def _rotations(self, schedule: Schedule) -> list[Rotation]:

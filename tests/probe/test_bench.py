@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import var_states
+from conftest import infinity_states, prompts, tiny_infinity, var_states
+from tape import TapeRecorder
 
-from stagevar_probe import bench, ceiling, random_models
+from stagevar_probe import bench, bench_report, ceiling, random_models
 from stagevar_probe.cli import cli
 from stagevar_probe.cost import plan_flops, scale_flops
+from stagevar_probe.published_infinity import PublishedInfinity
 from stagevar_probe.published_var import PublishedVAR
 from stagevar_runtime import Sampling, StagevarError, engine
 from stagevar_runtime.families.infinity import Infinity
@@ -21,6 +23,7 @@ from stagevar_runtime.families.infinity_blocks import Transformer as InfinityTra
 from stagevar_runtime.families.var import VAR, VARConfig
 from stagevar_runtime.families.var import Transformer as VARTransformer
 from stagevar_runtime.families.vqvae import VQVAEConfig
+from stagevar_runtime.fast import make_fast
 from stagevar_runtime.plan import exact_plan
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -38,6 +41,24 @@ def test_published_loop_draws_the_same_ids(shape: dict, sampling: Sampling) -> N
         assert torch.equal(a, b), f"scale {k}"
     torch.testing.assert_close(ours.images, theirs.images, atol=1e-4, rtol=0)
     assert len(theirs.scale_ms) == 4 and theirs.decode_ms > 0
+
+
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_published_loops_run_under_autocast(family: str) -> None:
+    """As on a GPU: weights in bfloat16, float32 where the publishers keep it."""
+    if family == "var":
+        model = VAR.from_tensors(*var_states(), CPU, torch.bfloat16)
+        conditioning, scales = model.condition(labels=[0, 3]), 4
+    else:
+        transformer, tokenizer = infinity_states()
+        options = {"size": "0.06M"}
+        model = Infinity.from_tensors(transformer, tokenizer, CPU, torch.bfloat16, options)
+        conditioning, scales = model.condition(**prompts((3, 7))), 7
+    made = bench.MAKE_PUBLISHED[family](model)(conditioning, SAMPLING, 11)
+    assert len(made.ids) == scales and torch.isfinite(made.images).all()
+    ours = engine.generate(model, conditioning, None, SAMPLING, 11)
+    assert torch.equal(ours.ids[0], made.ids[0])
+    assert (ours.ids[1] == made.ids[1]).float().mean() > 0.7
 
 
 def test_published_loop_leaves_the_model_alone(tiny_var: VAR) -> None:
@@ -84,7 +105,7 @@ def test_bench_writes_one_document(tiny_size: str, tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     said = json.loads(ran.stdout)
     assert said == json.loads(target.read_text())
-    assert said["kind"] == bench.KIND and said["dtype"] == "float32"
+    assert said["kind"] == bench_report.KIND and said["dtype"] == "float32"
     assert [part["batch"] for part in said["batches"]] == [1, 2]
     for part in said["batches"]:
         runs = part["runs"]
@@ -101,6 +122,63 @@ def test_bench_writes_one_document(tiny_size: str, tmp_path: Path) -> None:
         assert set(runs["cfg-off"]) >= {"vs_published", "vs_exact"}
         assert "vs_published" not in runs["published"]
         assert part["same_ids_as_published"] == 1.0
+
+
+def test_bench_with_graphs_warms_up_until_they_are_trusted(
+    tiny_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = TapeRecorder()
+    monkeypatch.setattr(bench, "make_fast", partial(make_fast, recorder=recorder))
+    target = tmp_path / "out.json"
+    arguments = ["--batches", "1,2", "--repeats", "2", "--compile", "graphs", "-o", str(target)]
+    plans = ["--plan", "exact", "--plan", "cfg-off", "--dtype", "bfloat16"]
+    ran = CliRunner().invoke(cli, ["bench", "--random", tiny_size, *arguments, *plans])
+    assert ran.exit_code == 0, ran.output
+    said = json.loads(target.read_text())
+    assert said["compile"] == "graphs"
+    assert recorder.recorded == 2 * 2 * 4  # batches, plans, scales
+    for part in said["batches"]:
+        for name in ("exact", "cfg-off"):
+            figures = part["runs"][name]
+            assert len(figures["warm_up_ms"]) == 3 and figures["keys_values_mb"] > 0
+            assert any("graphs: scales 0 (2.00x), 1" in line for line in figures["said"])
+            assert any("decoder 4x4" in line for line in figures["said"])
+        assert "said" not in part["runs"]["published"]
+        assert part["same_ids_as_published"] > 0.5
+
+
+def test_a_contender_that_fails_stops_nobody_else(
+    tiny_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(PublishedVAR, "__call__", broken)
+    target = tmp_path / "out.json"
+    arguments = ["--batches", "1", "--repeats", "1", "--plan", "cfg-off", "-o", str(target)]
+    ran = CliRunner().invoke(cli, ["bench", "--random", tiny_size, *arguments])
+    assert ran.exit_code == 0, ran.output
+    part = json.loads(target.read_text())["batches"][0]
+    assert list(part["runs"]) == ["exact", "cfg-off"] and "same_ids_as_published" not in part
+    assert part["failed"] == {"published": "OutOfMemoryError: CUDA out of memory"}
+    assert "published failed: OutOfMemoryError" in ran.output
+
+
+def test_bench_stops_when_its_time_is_up(tiny_size: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    arguments = ["--batches", "1,2", "--repeats", "9", "--seconds", "0", "--plan", "exact"]
+    ran = CliRunner().invoke(
+        cli, ["bench", "--random", tiny_size, *arguments, "-o", str(target), "--json"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert [part["rounds"] for part in json.loads(target.read_text())["batches"]] == [1, 1]
+
+
+@pytest.mark.parametrize("size", ["var-trial", "infinity-trial"])
+def test_trial_sizes_take_the_presets(size: str, tmp_path: Path) -> None:
+    model = random_models.random_model(size, "cpu")
+    for name in ("stagevar", "stagevar-released", "fastvar", "skip-2", bench.LATE):
+        assert len(bench.plan_named(name, model, SAMPLING, None)) == len(model.scales())
 
 
 def test_bench_of_a_checkpoint(tiny_files: Path, tmp_path: Path) -> None:
@@ -142,9 +220,41 @@ def test_unknown_names_are_said(tiny_size: str, tmp_path: Path) -> None:
     assert ran.exit_code == 2
 
 
-def test_random_infinity_is_timed_without_a_published_loop(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ({}, {}),
+        ({"shared_adaln": False, "heads": 4}, {"level": "chunk", "rope": 1}),
+        ({"patchify": True}, {"aspect_ratio": 1.333}),
+        ({}, {"guidance_layer": [-2, 0]}),
+    ],
+)
+@pytest.mark.parametrize("lengths", [(5,), (3, 7)])
+def test_published_infinity_draws_the_same_bits(shape: dict, options: dict, lengths) -> None:
+    model = tiny_infinity(options, **shape)
+    conditioning = model.condition(**prompts(lengths))
+    sampling = Sampling(guidance=3.0, temperature=0.5, top_k=900, top_p=0.97)
+    ours = engine.generate(model, conditioning, None, sampling, 11)
+    theirs = PublishedInfinity(model)(conditioning, sampling, 11)
+    for k, (a, b) in enumerate(zip(ours.ids, theirs.ids, strict=True)):
+        assert torch.equal(a, b), f"scale {k}"
+    torch.testing.assert_close(ours.images, theirs.images, atol=1e-4, rtol=0)
+    assert len(theirs.scale_ms) == 7 and theirs.decode_ms > 0
+
+
+def test_families_without_a_published_loop_say_so(
+    tiny_size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(bench, "MAKE_PUBLISHED", {})
+    target = tmp_path / "out.json"
+    arguments = ["--batches", "1", "--repeats", "1", "--plan", "exact", "-o", str(target)]
+    CliRunner().invoke(cli, ["bench", "--random", tiny_size, *arguments])
+    said = json.loads(target.read_text())
+    assert list(said["batches"][0]["runs"]) == ["exact"]
+    assert any("no published loop" in note for note in said["notes"])
+
+
+def test_random_infinity_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = InfinityConfig(2, (1, 1), 64, 2, 128, 4, 48, 32, 2, 15, True, False)
     build = partial(random_models.random_infinity, config, random_models.bsq_shape(4, (32,) * 5, 1))
     monkeypatch.setitem(random_models.SIZES, "infinity-tiny", build)
@@ -154,15 +264,15 @@ def test_random_infinity_is_timed_without_a_published_loop(
     ran = CliRunner().invoke(cli, ["bench", "--random", "infinity-tiny", *arguments])
     assert ran.exit_code == 0, ran.output
     said = json.loads(target.read_text())
-    assert list(said["batches"][0]["runs"]) == ["exact", "cfg-off"]
-    assert any("no published loop" in note for note in said["notes"])
+    assert list(said["batches"][0]["runs"]) == ["published", "exact", "cfg-off"]
+    assert said["batches"][0]["same_ids_as_published"] == 1.0
 
 
 def _small_scales(model: Infinity, original, **size):
     return original(model, size="0.06M")
 
 
-@pytest.mark.parametrize("name", list(random_models.SIZES))
+@pytest.mark.parametrize("name", [n for n in random_models.SIZES if not n.endswith("trial")])
 def test_every_size_has_the_published_parameter_count(name: str) -> None:
     """Millions of parameters of the transformer, FAMILIES.md 1.2 and 3 (no weight is made)."""
     millions = {

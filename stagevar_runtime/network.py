@@ -1,0 +1,72 @@
+"""The transformer part of one scale: embed, blocks on all tokens or on some, logits.
+
+It reads and changes a :class:`State` and nothing else, draws nothing unless a selector says so
+(``seeded``), and the host waits for nothing in it: what :mod:`.graphs` records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .families.base import ScaleModel, State
+from .plan import GroupStep, ScaleStep
+from .restorers import restore
+from .selectors import SELECTORS, select
+from .tokens import Grid, Scene
+
+Watch = Callable[[int, Tensor], None]  # a group's number and its input
+Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Tensor]
+
+
+def run_scale(
+    model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
+) -> Tensor:
+    """Logits ``(rows, n, V')`` of this scale; appends keys and values, keeps what ``step`` stores.
+
+    ``watch`` is called before every group of blocks with its number and input ``(rows, n, d)``.
+    """
+    x = model.embed(state, step.scale)
+    for number, group in enumerate(step.groups):
+        if watch:
+            watch(number, x)
+        entered = x
+        x = run_group(model, state, step, group, x)
+        if group.blocks.start in step.store:
+            state.features[group.blocks.start] = (step.scale, entered)
+    last = step.groups[-1].blocks.stop
+    if last in step.store:
+        state.features[last] = (step.scale, x)
+    return model.logits(state, step.scale, x)
+
+
+def run_group(
+    model: ScaleModel, state: State, step: ScaleStep, group: GroupStep, x: Tensor
+) -> Tensor:
+    """One group of blocks, on all tokens or on the kept ones."""
+    tokens = group.tokens
+    if tokens is None:
+        return model.run(state, step.scale, x, group.blocks)
+    seeded = SELECTORS[tokens.select].seeded
+    scene = Scene(
+        x,
+        step.scale.grid,
+        tokens.keep,
+        state.noise.derived(step.scale.index, 1 + group.blocks.start) if seeded else (),
+        before=_stored(state, group.blocks.start),
+        after=_stored(state, group.blocks.stop),
+    )
+    kept = select(scene, tokens.select, 0 if model.info.rows_independent else state.batch)
+    y = model.run(state, step.scale, kept.x, group.blocks, kept.positions)
+    return restore(scene, kept, y, tokens.restore)
+
+
+def draws(step: ScaleStep) -> bool:
+    """Whether a selector of this scale draws random numbers."""
+    return any(group.tokens and SELECTORS[group.tokens.select].seeded for group in step.groups)
+
+
+def _stored(state: State, boundary: int) -> tuple[Tensor, Grid] | None:
+    found = state.features.get(boundary)
+    return None if found is None else (found[1], found[0].grid)

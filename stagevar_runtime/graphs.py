@@ -16,7 +16,7 @@ Keys and values live in rooms that outlive a generation and that all shapes shar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,11 +68,15 @@ class Snapshot:
 
 @dataclass
 class Graph:
-    """One recorded scale: where it reads, where its results are, how it leaves the state."""
+    """One recorded scale: where it reads, where its results are, how it leaves the state.
+
+    ``narrow``: the layers it was recorded with in place of the model's own, kept alive here.
+    """
 
     replay: Callable[[], None]
     inputs: list[Tensor]
     caches: list[tuple[Any, ...]]
+    narrow: Mapping[int, Any]
     logits: Tensor
     after: Snapshot
 
@@ -80,6 +84,8 @@ class Graph:
         """Put the state's inputs where the graph reads them; False if they are of another kind."""
         given = list(_inputs(state))
         if _places(state.kv) != self.caches or len(given) != len(self.inputs):
+            return False
+        if self.narrow is not state.narrow and (self.narrow or state.narrow):
             return False
         pairs = [(a, b) for a, b in zip(self.inputs, given, strict=True) if not _same_memory(a, b)]
         if any(_kind(a) != _kind(b) for a, b in pairs):
@@ -190,7 +196,8 @@ class Shape:
             before.restore(state)
             inputs, caches = list(_inputs(state)), _places(state.kv)
             replay, logits = recorder.record(eagerly)
-            slot.graph = Graph(replay, inputs, caches, logits, Snapshot.of(state))
+            after = Snapshot.of(state)
+            slot.graph = Graph(replay, inputs, caches, state.narrow, logits, after)
         else:
             before.restore(state)
             eager_ms = 0.0

@@ -17,7 +17,7 @@ from stagevar_runtime.families.base import Conditioning, ScaleModel
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.graphs import Graphs
 from stagevar_runtime.plan import Plan, compile_plan
-from stagevar_runtime.profile import PlanStep, TokenOption
+from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 from stagevar_runtime.selectors import SELECTORS
 
 CPU = torch.device("cpu")
@@ -67,6 +67,7 @@ PLANS = {
         TokenOption(keep=0.4, select="pivot", restore="none", span="block"),
     ),
     "seeded": late(TokenOption(keep=0.5, select="projection", restore="cache")),
+    "features": [PlanStep(scale=3, features=FeatureOption(rank=16, basis="random"))],
 }
 
 
@@ -234,6 +235,17 @@ def test_shapes_are_bounded_and_share_rooms() -> None:
         generate(model, labels(model, 9), plans[0], SAMPLING, 9, graphs=recorded),
         generate(model, labels(model, 9), plans[0], SAMPLING, 9),
     )
+
+
+def test_layers_made_anew_are_not_replayed_with_the_old_ones() -> None:
+    model = var()
+    recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, PLANS["features"])
+    for turn in range(3):
+        generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
+    model.features.forget()
+    want = generate(model, labels(model, 4), plan, SAMPLING, 4)
+    same(generate(model, labels(model, 4), plan, SAMPLING, 4, graphs=recorded), want)
+    assert "3: its inputs were of another kind" in " ".join(recorded.notes())
 
 
 def test_temperature_and_strength_need_no_new_graphs() -> None:

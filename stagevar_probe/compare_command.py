@@ -16,7 +16,7 @@ from .compare import CALM, Contest, as_csv, as_table, disturbance, rows
 from .compare_report import write_comparison
 from .contest import Grid
 from .cost import describe_scales, hardware
-from .files import check_writable, write_whole
+from .files import beside, check_writable, write_whole
 from .progress import duration
 
 logger = logging.getLogger("stagevar_probe")
@@ -39,11 +39,7 @@ def compare(
 
     Writes ``model.compare.html`` and ``.csv`` beside the checkpoint, or by the name ``output``.
     """
-    page = output or (
-        checkpoint / "compare.html"
-        if checkpoint.is_dir()
-        else checkpoint.with_suffix(".compare.html")
-    )
+    page = output or beside(checkpoint, "compare.html")
     table = page.with_suffix(".csv")
     if checkpoint.exists() and not dry_run:
         check_writable(page, table)

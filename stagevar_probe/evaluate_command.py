@@ -24,7 +24,7 @@ from .evaluate import (
     suite_inputs,
     table,
 )
-from .files import check_writable
+from .files import beside, check_writable
 from .measurements import write_json
 from .progress import duration
 from .report import plots
@@ -53,11 +53,7 @@ def evaluate_suite(
     """
     if suite not in SUITES:
         raise CalibrationError(f"suite {suite!r}, expected one of {', '.join(SUITES)}")
-    page = output or (
-        checkpoint / "evaluation.html"
-        if checkpoint.is_dir()
-        else checkpoint.with_suffix(".evaluation.html")
-    )
+    page = output or beside(checkpoint, "evaluation.html")
     data = page.with_suffix(".json")
     if checkpoint.exists() and not dry_run:
         check_writable(page, data)

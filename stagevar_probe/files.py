@@ -9,6 +9,11 @@ from pathlib import Path
 from stagevar_runtime.errors import StagevarError
 
 
+def beside(checkpoint: Path, name: str) -> Path:
+    """``model.NAME`` beside ``model.pth``, ``NAME`` in a directory."""
+    return checkpoint / name if checkpoint.is_dir() else checkpoint.with_suffix(f".{name}")
+
+
 def check_writable(*paths: Path) -> None:
     """Raise StagevarError for the first path that could not be written, before hours of work."""
     for path in paths:

@@ -7,13 +7,9 @@ export. Then measure with python -m training.evaluate_fashion
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +22,8 @@ from .data import CLASS_NAMES, DEFAULT_ROOT, DataError, Images, load_fashion
 from .export import SCORER_FILE, export_tokenizer, export_transformer, round_to_half
 from .fit import FitPlan, train_transformer
 from .settings import SIDES, SIZES, TOKENIZER
-from .state import Interrupted, load_torch, never, save_json, save_torch, stop_on_signals
+from .stages import Staged, show_sizes
+from .state import load_torch, save_json, save_torch
 from .tokenizer import TokenizerPlan, train_tokenizer
 from .tokens import decode_tokens, encode_tokens
 from .transformer import TransformerConfig
@@ -40,27 +37,8 @@ def share_right(predicted: Tensor, labels: Tensor) -> float:
     return (predicted.cpu() == labels).float().mean().item()
 
 
-class Run:
-    """One training run in a folder; a method per stage."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder: Path = args.runs
-        self.device: str = args.device
-        self.stop: Callable[[], bool] = never
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def logger(self, name: str) -> Callable[[dict[str, Any]], None]:
-        """A function that appends records to ``name.jsonl`` and shows them."""
-        path, start = self.folder / f"{name}.jsonl", time.monotonic()
-
-        def log(record: dict[str, Any]) -> None:
-            record = record | {"seconds": round(time.monotonic() - start, 1)}
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(name, json.dumps(record), flush=True)
-
-        return log
+class Run(Staged):
+    """A method per stage."""
 
     def train_tokenizer(self) -> tuple[VQVAE, Tensor]:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
@@ -171,8 +149,7 @@ class Run:
             export_transformer(self.train_transformer(), self.args.output),
         ]
         self.copy_scorer(self.args.output)
-        for path in paths:
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        show_sizes(paths)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -197,24 +174,18 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     run = Run(args)
     try:
-        actions: dict[str, Callable[[], object]] = {
-            "tokenizer": run.train_tokenizer,
-            "tokens": lambda: [run.tokens(split) for split in ("train", "test")],
-            "classifier": run.train_classifier,
-            "transformer": run.train_transformer,
-            "export": run.export,
-        }
-        with stop_on_signals() as run.stop:
-            for stage in STAGES:
-                if stage in args.stages:
-                    actions[stage]()
+        return run.perform(
+            {
+                "tokenizer": run.train_tokenizer,
+                "tokens": lambda: [run.tokens(split) for split in ("train", "test")],
+                "classifier": run.train_classifier,
+                "transformer": run.train_transformer,
+                "export": run.export,
+            }
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (Interrupted, KeyboardInterrupt):
-        print(f"\nstopped; the same command continues from {args.runs}", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

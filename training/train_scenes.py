@@ -8,14 +8,10 @@ Then measure with stagevar-probe evaluate.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,34 +26,16 @@ from .scenes.fit import FitPlan, fit
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
 from .scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
 from .scenes.transformer import TextToImage
-from .state import Interrupted, load_torch, never, save_json, save_torch, stop_on_signals
+from .stages import Staged, show_sizes
+from .state import Interrupted, load_torch, save_json, save_torch
 
 STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
 CHUNK = 3000  # pictures rendered at once
 TOKENIZER_PICTURES = 9000
 
 
-class Run:
-    """One training run in a folder; a method per stage."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder: Path = args.runs
-        self.device: str = args.device
-        self.stop: Callable[[], bool] = never
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def logger(self, name: str) -> Callable[[dict[str, Any]], None]:
-        """A function that appends records to ``name.jsonl`` and shows them."""
-        path, start = self.folder / f"{name}.jsonl", time.monotonic()
-
-        def log(record: dict[str, Any]) -> None:
-            record = record | {"seconds": round(time.monotonic() - start, 1)}
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(name, json.dumps(record), flush=True)
-
-        return log
+class Run(Staged):
+    """A method per stage."""
 
     def tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
@@ -127,7 +105,8 @@ class Run:
         tokenizer, (features, captions) = self.tokenizer(), self.features()
         log = self.logger("transformer")
         words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
-        model = TextToImage(transformer_config(), words, SIZES)
+        config = transformer_config(self.args.width, self.args.depth)
+        model = TextToImage(config, words, SIZES)
 
         def export_early(state: dict[str, Tensor], step: int) -> None:
             export(state, tokenizer, self.folder / "early")
@@ -143,8 +122,7 @@ class Run:
 
     def export(self) -> None:
         """Write the files that ship."""
-        for path in export(self.transformer(), self.decoder(), self.args.output):
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        show_sizes(export(self.transformer(), self.decoder(), self.args.output))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -153,10 +131,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="resumable state")
     parser.add_argument("--output", type=Path, default=Path("checkpoints/scenes"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokenizer-minutes", type=float, default=12.0)
-    parser.add_argument("--decoder-minutes", type=float, default=10.0)
+    parser.add_argument("--tokenizer-minutes", type=float, default=11.0)
+    parser.add_argument("--decoder-minutes", type=float, default=9.0)
     parser.add_argument("--pictures", type=int, default=36000, help="training pictures")
-    parser.add_argument("--minutes", type=float, default=60.0, help="transformer's training time")
+    parser.add_argument("--minutes", type=float, default=90.0, help="transformer's training time")
+    parser.add_argument("--width", type=int, default=192, help="transformer's, in steps of 32")
+    parser.add_argument("--depth", type=int, default=6, help="transformer's blocks")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     return parser.parse_args(argv)
@@ -170,22 +150,15 @@ def main(argv: list[str] | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
     run = Run(args)
-    try:
-        actions: dict[str, Callable[[], object]] = {
+    return run.perform(
+        {
             "tokenizer": run.tokenizer,
             "features": run.features,
             "transformer": run.transformer,
             "decoder": run.decoder,
             "export": run.export,
         }
-        with stop_on_signals() as run.stop:
-            for stage in STAGES:
-                if stage in args.stages:
-                    actions[stage]()
-    except (Interrupted, KeyboardInterrupt):
-        print(f"\nstopped; the same command continues from {args.runs}", file=sys.stderr)
-        return 130
-    return 0
+    )
 
 
 if __name__ == "__main__":

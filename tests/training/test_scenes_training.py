@@ -15,7 +15,7 @@ from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.pipeline import load
 from stagevar_runtime.text.words import WordEncoder
 from training.products import linear
-from training.scenes.export import export
+from training.scenes.export import export, restore
 from training.scenes.fit import FitPlan, fit
 from training.scenes.settings import (
     BITS,
@@ -117,6 +117,14 @@ def test_what_ships_knows_its_schedule_metric_and_prompts(exported) -> None:
 def test_schedules_that_are_none(exported, text: str) -> None:
     with pytest.raises(StagevarError, match="from 1x1"):
         load(exported[2][0], device="cpu", profile=None, options={"schedule": text})
+
+
+def test_training_goes_on_from_what_ships(exported) -> None:
+    _, model, paths, _ = exported
+    _, other = tiny(seed=5)
+    restore(other, paths[0].parent)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 def test_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:

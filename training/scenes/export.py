@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stagevar_probe.scenes import VOCABULARY, parse
@@ -17,6 +17,7 @@ from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
 
 from ..export import half
 from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
+from .transformer import TextToImage
 
 NAME = "scenes"
 TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
@@ -51,3 +52,12 @@ def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list
     rows = [parse(text).metadata(text) | {"split": split} for split, text in lines]
     paths[3].write_text("".join(json.dumps(row) + "\n" for row in rows))
     return paths
+
+
+def restore(model: TextToImage, folder: Path) -> None:
+    """Put exported weights back into a training model of the same size."""
+    own = load_file(folder / f"{NAME}.safetensors")
+    state = {f"transformer.{name}": tensor.float() for name, tensor in own.items()}
+    words = load_file(folder / (NAME + SUFFIX))
+    state |= {f"words.{name}": tensor.float() for name, tensor in words.items()}
+    model.load_state_dict(state)

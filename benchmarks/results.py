@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stagevar_probe.evaluate import SHORT
 from stagevar_probe.measurements import load_measurements
 from stagevar_probe.report import plots
@@ -45,7 +47,7 @@ def keep_curves(name: str, path: Path) -> None:
             target.write_text(figure["svg"] + "\n", encoding="utf-8")
 
     def band(values: Any) -> list[list[float]]:
-        return [[round(float(x), 5) for x in part] for part in bootstrap_mean(values)]
+        return [np.round(np.atleast_1d(part), 5).tolist() for part in bootstrap_mean(values)]
 
     stages = profile.stages
     assert stages is not None
@@ -98,7 +100,7 @@ def evaluation_table(found: Mapping[str, Any]) -> str:
         f"{first['images']} held-out prompts of the scenes suite, guidance "
         f"{job['sampling']['guidance']:g}, batch {first['batch']}, {job['dtype']}, "
         f"{machine['device']} ({machine['machine']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals.",
+        f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals; KID is times 1000.",
         "",
         "| method | ms an image | end to end | loop only | scenes passed | lost to exact | "
         f"{job['features']}-KID | lost KID | perceptual distance | PSNR |",
@@ -149,11 +151,15 @@ def main() -> None:
         keep_curves(sys.argv[2], Path(sys.argv[3]))
     elif sys.argv[1:2] == ["evaluation"]:
         keep_evaluation(Path(sys.argv[2]))
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The page with its tables made again."""
     found = json.loads(EVALUATION.read_text(encoding="utf-8"))
     text = PAGE.read_text(encoding="utf-8")
     text = fill(text, "evaluation", evaluation_table(found))
-    text = fill(text, "kinds", kinds_table(found))
-    PAGE.write_text(text, encoding="utf-8")
+    return fill(text, "kinds", kinds_table(found))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def evaluation_table(found: Mapping[str, Any]) -> str:
         f"{first['images']} held-out prompts of the scenes suite, guidance "
         f"{job['sampling']['guidance']:g}, batch {first['batch']}, {job['dtype']}, "
         f"{machine['device']} ({machine['machine']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals; KID is times 1000.",
+        f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals; "
+        "KID is times 1000.",
         "",
         "| method | ms an image | end to end | loop only | scenes passed | lost to exact | "
         f"{job['features']}-KID | lost KID | perceptual distance | PSNR |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,8 +40,6 @@ def test_compared_page() -> None:
 
 @pytest.mark.parametrize("name", ["results", "compared"])
 def test_pages_link_to_what_is_there(name: str) -> None:
-    import re
-
     text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#h][^)#]*)\)", text):
         assert (ROOT / "docs" / target).exists(), target

@@ -13,13 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stagevar_probe.scenes import VOCABULARY, passed, training_set
+from stagevar_probe.scenes.suite import TRAINING_SEED
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import WordEncoder
 
@@ -32,6 +36,7 @@ from .scenes.transformer import TextToImage
 from .stages import Staged, show_sizes
 from .state import Interrupted, load_torch, save_json, save_torch
 
+T = TypeVar("T")
 STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
 CHUNK = 3000  # pictures rendered at once
 TOKENIZER_PICTURES = 9000
@@ -40,7 +45,30 @@ TOKENIZER_PICTURES = 9000
 class Run(Staged):
     """A method per stage."""
 
+    def first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives: the first process makes it, the others then read what it saved."""
+        if not dist.is_initialized():
+            return make()
+        if dist.get_rank() > 0:
+            dist.barrier()
+            return make()
+        made = make()
+        dist.barrier()
+        return made
+
     def tokenizer(self) -> BSQVAE:
+        """The tokenizer, by one process."""
+        return self.first(self._tokenizer)
+
+    def decoder(self) -> BSQVAE:
+        """The tokenizer with its decoder trained on, by one process."""
+        return self.first(self._decoder)
+
+    def features(self) -> tuple[Tensor, list[str]]:
+        """Encoded training pictures with their captions, by one process."""
+        return self.first(self._features)
+
+    def _tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
         plan = TokenizerPlan(minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
@@ -54,9 +82,9 @@ class Run(Staged):
             save_json(self.folder / "tokenizer.json", self._ceiling(model))
         return model
 
-    def decoder(self) -> BSQVAE:
+    def _decoder(self) -> BSQVAE:
         """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
-        start, plan = self.tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
+        start, plan = self._tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
         path = self.folder / "decoder.pt"
         saved = load_torch(path)
         done = saved is not None and saved["spent"] >= plan.minutes * 60
@@ -85,17 +113,17 @@ class Run(Staged):
             "passed_rebuilt": sum(passed(rebuilt, texts)) / len(texts),
         }
 
-    def features(self) -> tuple[Tensor, list[str]]:
+    def _features(self) -> tuple[Tensor, list[str]]:
         """Encoded training pictures (N, d, 16, 16) in half precision, with their captions."""
         path = self.folder / "features.pt"
         if (saved := load_torch(path)) is not None:
             return saved["features"], saved["captions"]
-        model, log = self.tokenizer(), self.logger("features")
+        model, log = self._tokenizer(), self.logger("features")
         parts, captions = [], []
         for seed in range(-(-self.args.pictures // CHUNK)):
             if self.stop():
                 raise Interrupted
-            pixels, texts = training_set(CHUNK, seed=1000 + seed)
+            pixels, texts = training_set(CHUNK, seed=TRAINING_SEED + seed)
             parts.append(encode(model, pixels, self.device))
             captions += texts
             log({"pictures": len(captions)})
@@ -127,7 +155,9 @@ class Run(Staged):
 
     def export(self) -> None:
         """Write the files that ship."""
-        show_sizes(export(self.transformer(), self.decoder(), self.args.output))
+        state, decoder = self.transformer(), self.decoder()
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            show_sizes(export(state, decoder, self.args.output))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -154,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     run = Run(args)
     return run.perform(
         {

@@ -15,9 +15,8 @@ from torch import Tensor
 from .captions import KINDS, Scene, caption, parse
 from .render import decide, draw_scene, held_out, render, training_set, unseen_pairs
 
-NAME = "scenes"
 UNSEEN = "unseen_pair"  # a colour and a shape that training never showed together
-TRAINING_SEED = 1000  # of the first training pictures (training/train_scenes.py)
+TRAINING_SEED = 1000  # of the first training pictures; train_scenes counts on from it
 
 
 def suite_kinds() -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import ScaleModel
 from stagevar_runtime.features import features_of
 from stagevar_runtime.profile import Profile
@@ -20,7 +19,6 @@ from stagevar_runtime.sampling import Sampling
 from .arms import default_menu
 from .bases import BASIS_IMAGES, measure_bases, measured_ranks
 from .contest import EXACT, Entry, Grid, Lineup, assemble
-from .cost import plan_flops
 from .inputs import Inputs
 from .measure import measure_chunk
 from .measurements import Measurements
@@ -29,7 +27,7 @@ from .metrics.quality import Quality
 from .progress import meter
 from .propose import ALPHA, group_means
 from .spectrum import ratio_name
-from .validate import Batch, observe_batch, summarise, warm_up
+from .validate import Batch, forecast, observe_batch, summarise, warm_up
 
 logger = logging.getLogger("stagevar_probe")
 
@@ -92,18 +90,10 @@ class Contest:
 
     def work(self) -> Work:
         """Count the model work and time one exact batch to say how long it will take."""
-        plans, info = self.lineup.plans, self.model.info
-        whole = plan_flops(info, plans[EXACT])
-        relative = sum(plan_flops(info, plan) for plan in plans.values()) / whole
-        first = self.inputs.chunk(0, self.batch)
-        made = [
-            generate(
-                self.model, first.condition(self.model), plans[EXACT], self.sampling, first.seeds
-            )
-            for _ in range(2)
-        ][1]
-        batches = 1 + len(self.inputs) / self.batch  # one to warm up
-        seconds = (made.loop_ms * relative + made.decode_ms * len(plans)) * batches / 1000
+        plans = self.lineup.plans
+        relative, seconds, made = forecast(
+            self.model, self.inputs, plans, self.sampling, self.batch
+        )
         if measured_ranks(plans.values()):
             seconds += made.loop_ms * min(BASIS_IMAGES, len(self.inputs)) / self.batch / 1000
         stable = 2 * min(STABLE_IMAGES, len(self.inputs)) / self.batch

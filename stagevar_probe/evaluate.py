@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagevar_runtime.engine import generate
 from stagevar_runtime.families.base import ScaleModel
 from stagevar_runtime.profile import Profile
 from stagevar_runtime.sampling import Noise, Sampling
 
 from .contest import EXACT, Entry, Lineup, lineup, presets_and_plans
-from .cost import plan_flops
 from .inputs import HELD_OUT_SEED, Encode, Inputs
 from .metrics.images import nearest_distance
 from .metrics.quality import Quality
@@ -70,22 +68,6 @@ def evaluation_lineup(
     none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
     first = [Entry(EXACT, EXACT), Entry(UNGUIDED, "guidance", guidance=none)]
     return lineup([*first, *entries], left_out, info, scales, sampling, tile)
-
-
-def expected_seconds(
-    model: ScaleModel, inputs: Inputs, made: Lineup, sampling: Sampling, batch: int
-) -> float:
-    """Time that all rows will take, from one exact batch."""
-    first = inputs.chunk(0, batch)
-    exact = made.plans[EXACT]
-    once = [
-        generate(model, first.condition(model), exact, sampling, list(first.seeds))
-        for _ in range(2)
-    ][1]
-    share = sum(plan_flops(model.info, plan) for plan in made.plans.values())
-    share /= plan_flops(model.info, exact)
-    batches = 1 + len(inputs) / batch
-    return (once.loop_ms * share + once.decode_ms * len(made.plans)) * batches / 1000
 
 
 def evaluate(

@@ -20,7 +20,6 @@ from .evaluate import (
     as_table,
     evaluate,
     evaluation_lineup,
-    expected_seconds,
     suite_inputs,
     table,
 )
@@ -29,6 +28,7 @@ from .measurements import write_json
 from .progress import duration
 from .report import plots
 from .report.html import ReportData, TableData, write_report
+from .validate import forecast
 
 logger = logging.getLogger("stagevar_probe")
 
@@ -70,7 +70,7 @@ def evaluate_suite(
     tile = GPU_TILE if model.device.type == "cuda" else 1
     made = evaluation_lineup(model, sampling, pipeline.profile, tile)
     batch = min(options.batch, count)
-    seconds = expected_seconds(model, inputs, made, sampling, batch)
+    _, seconds, _ = forecast(model, inputs, made.plans, sampling, batch)
     said = (
         f"{checkpoint.name}: {describe_scales(model.scales())}\n"
         f"suite {suite}, {count} images, {len(made.plans)} different rows, metric "

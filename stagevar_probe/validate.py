@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stagevar_runtime.engine import generate
+from stagevar_runtime.engine import Generation, generate
 from stagevar_runtime.families.base import ScaleModel
 from stagevar_runtime.plan import Plan
 from stagevar_runtime.sampling import Sampling
@@ -56,6 +56,23 @@ def warm_up(
     """Run a batch by every plan, uncounted."""
     for plan in plans.values():
         generate(model, first.condition(model), plan, sampling, list(first.seeds))
+
+
+def forecast(
+    model: ScaleModel, inputs: Inputs, plans: Mapping[str, Plan], sampling: Sampling, batch: int
+) -> tuple[float, float, Generation]:
+    """Work of all plans in generations (loop FLOPs) an image, seconds, and the exact batch that
+    was timed, the second of two."""
+    first, exact = inputs.chunk(0, batch), plans[EXACT]
+    made = [
+        generate(model, first.condition(model), exact, sampling, list(first.seeds))
+        for _ in range(2)
+    ][1]
+    relative = sum(plan_flops(model.info, plan) for plan in plans.values())
+    relative /= plan_flops(model.info, exact)
+    batches = 1 + len(inputs) / batch  # one to warm up
+    seconds = (made.loop_ms * relative + made.decode_ms * len(plans)) * batches / 1000
+    return relative, seconds, made
 
 
 def observe_batch(

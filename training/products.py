@@ -1,10 +1,13 @@
-"""Matrix products with gradients through the runtime's kernels: twice as fast as PyTorch's here.
+"""Matrix products with gradients through the runtime's kernels: faster than PyTorch's on a CPU.
 
 On a CPU PyTorch sends products to MKL, with gradients as without; see stagevar_runtime/linear.py.
+Where the processor multiplies bfloat16, products are rounded to it and summed in float32, twice as
+fast as float32; everything else stays in float32.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,25 +15,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stagevar_runtime.linear import backend
-from stagevar_runtime.linear import linear as product
+
+
+@cache
+def rounded() -> torch.dtype:
+    """What products are rounded to on this processor: bfloat16 where it multiplies that."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if supported is not None and supported() else torch.float32
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weightᵀ`` by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, weight = x.to(rounded()), weight.to(rounded())
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
-        return product(x, weight, bias)
+        y = _product(x, weight).float()
+        return y if bias is None else y + bias
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
-        dy = gradients[0].flatten(0, -2)
+        whole = gradients[0].flatten(0, -2)
+        dy = whole.to(rounded())
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = product(dy.contiguous(), weight.t().contiguous()).view_as(x)
-        dw = product(dy.t(), x.flatten(0, -2).t())
-        return dx, dw, dy.sum(0) if ctx.biased else None
+            dx = _product(dy.contiguous(), weight.t().contiguous()).float().view_as(x)
+        dw = _product(dy.t().contiguous(), x.flatten(0, -2).t().contiguous()).float()
+        return dx, dw, whole.sum(0) if ctx.biased else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_probe.scenes import VOCABULARY, passed, training_set
@@ -65,11 +66,34 @@ class Run(Staged):
         return self.first(self._decoder)
 
     def features(self) -> tuple[Tensor, list[str]]:
-        """Encoded training pictures with their captions, by one process."""
-        return self.first(self._features)
+        """Encoded training pictures (N, d, 16, 16) in half precision, with their captions.
+
+        Chunks are shared out over the processes and kept, so that an interrupted run goes on.
+        """
+        model, log = self.tokenizer(), self.logger("features")
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        chunks = range(-(-self.args.pictures // CHUNK))
+        paths = [self.folder / "features" / f"{i:04}.pt" for i in chunks]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for i in chunks[rank::world]:
+            if paths[i].exists():
+                continue
+            if self.stop():
+                raise Interrupted
+            pixels, texts = training_set(CHUNK, seed=TRAINING_SEED + i)
+            made = {"features": encode(model, pixels, self.device), "captions": texts}
+            save_torch(paths[i], made)
+            log({"chunk": i, "pictures": len(texts)})
+        if world > 1:
+            dist.barrier()
+        parts = [part for path in paths if (part := load_torch(path)) is not None]
+        captions = [caption for part in parts for caption in part["captions"]]
+        return torch.cat([part["features"] for part in parts]), captions
 
     def _tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
+        if self.args.tokenizer:
+            return BSQVAE.from_tensors(load_file(self.args.tokenizer)).to(self.device)
         plan = TokenizerPlan(minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
         saved = load_torch(path)
@@ -84,6 +108,8 @@ class Run(Staged):
 
     def _decoder(self) -> BSQVAE:
         """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
+        if self.args.tokenizer:
+            return self._tokenizer()
         start, plan = self._tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
         path = self.folder / "decoder.pt"
         saved = load_torch(path)
@@ -112,24 +138,6 @@ class Run(Staged):
             "passed": sum(passed(real, texts)) / len(texts),
             "passed_rebuilt": sum(passed(rebuilt, texts)) / len(texts),
         }
-
-    def _features(self) -> tuple[Tensor, list[str]]:
-        """Encoded training pictures (N, d, 16, 16) in half precision, with their captions."""
-        path = self.folder / "features.pt"
-        if (saved := load_torch(path)) is not None:
-            return saved["features"], saved["captions"]
-        model, log = self._tokenizer(), self.logger("features")
-        parts, captions = [], []
-        for seed in range(-(-self.args.pictures // CHUNK)):
-            if self.stop():
-                raise Interrupted
-            pixels, texts = training_set(CHUNK, seed=TRAINING_SEED + seed)
-            parts.append(encode(model, pixels, self.device))
-            captions += texts
-            log({"pictures": len(captions)})
-        features = torch.cat(parts)
-        save_torch(path, {"features": features, "captions": captions})
-        return features, captions
 
     def transformer(self) -> dict[str, Tensor]:
         """The averaged weights of transformer and words, trained if they are not yet."""
@@ -172,6 +180,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=90.0, help="transformer's training time")
     parser.add_argument("--width", type=int, default=192, help="transformer's, in steps of 32")
     parser.add_argument("--depth", type=int, default=6, help="transformer's blocks")
+    parser.add_argument("--tokenizer", type=Path, help="trained one to use; it is not trained on")
     parser.add_argument("--start", type=Path, help="exported folder to go on from")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))

@@ -23,6 +23,7 @@ from .shapes import shape_mask
 
 MIN_CHROMA = 0.24  # of a coloured pixel: largest minus smallest channel; backgrounds are grey
 MIN_AREA = 0.003  # of an object, as a share of the image
+MAX_AREA = 0.6  # above it, it is the ground (the largest object drawn covers 0.47)
 MIN_FIT = 0.68  # overlap (intersection over union) with the shape, below which it is none
 MIN_PURITY = 0.6  # share of an object's pixels that have its colour
 MIN_OFFSET = 0.06  # between centres, as a share of the side, for a position to hold
@@ -73,7 +74,7 @@ def find_objects(image: Tensor) -> list[Found]:
     found = []
     for index, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[box] == index
-        if mask.sum() < MIN_AREA * labels.size:
+        if not MIN_AREA <= mask.sum() / labels.size <= MAX_AREA:
             continue
         votes = np.bincount(nearest[box][mask], minlength=len(COLORS)) / mask.sum()
         y, x = (s.start + (s.stop - s.start) / 2 for s in box)

@@ -33,7 +33,7 @@ KIND_WEIGHTS = {
     "position": 0.2,
     "color_attr": 0.2,
 }
-SIZES = {1: (40, 84), 2: (34, 56), 3: (30, 46), 4: (28, 42)}  # pixels, by number of objects
+SIZES = {1: (52, 88), 2: (44, 58), 3: (40, 52), 4: (40, 52)}  # pixels, by number of objects
 
 
 def unseen_pairs() -> frozenset[tuple[str, str]]:
@@ -116,11 +116,36 @@ def _placed(scene: Scene, rng: random.Random) -> list[tuple[Asked, tuple[int, in
     low, high = SIZES[len(wanted)]
     while True:
         boxes: list[tuple[int, int, int]] = []
-        for _ in wanted:
+        for x, y, jitter_x, jitter_y in _places(scene.position, len(wanted), rng):
             side = rng.randint(low, high)
-            boxes.append((rng.randint(2, SIDE - 2 - side), rng.randint(2, SIDE - 2 - side), side))
-        if _apart(boxes) and (scene.position is None or _agrees(scene.position, *boxes)):
+            left = round(x + rng.uniform(-jitter_x, jitter_x) - side / 2)
+            top = round(y + rng.uniform(-jitter_y, jitter_y) - side / 2)
+            boxes.append((top, left, side))
+        if _inside(boxes) and _apart(boxes):
             return list(zip(wanted, boxes, strict=True))
+
+
+def _places(
+    position: str | None, count: int, rng: random.Random
+) -> list[tuple[float, float, float, float]]:
+    """Centres (x, y) and how far from them objects may be, in pixels: the middle, halves or
+    quarters of the picture, in reading order unless a position is said."""
+    near, far = SIDE / 4, 3 * SIDE / 4
+    if count == 1:
+        return [(SIDE / 2, SIDE / 2, 18, 18)]
+    if count == 2:
+        across = rng.random() < 0.5 if position is None else position in ("left of", "right of")
+        if across:
+            places = [(near, SIDE / 2, 4.0, 16.0), (far, SIDE / 2, 4.0, 16.0)]
+        else:
+            places = [(SIDE / 2, near, 16.0, 4.0), (SIDE / 2, far, 16.0, 4.0)]
+        return places[::-1] if position in ("right of", "below") else places
+    quarters = [(x, y, 5.0, 5.0) for y in (near, far) for x in (near, far)]
+    return [quarters[i] for i in sorted(rng.sample(range(4), count))]
+
+
+def _inside(boxes: Sequence[tuple[int, int, int]]) -> bool:
+    return all(min(t, x) >= 2 and max(t, x) + side <= SIDE - 2 for t, x, side in boxes)
 
 
 def _apart(boxes: Sequence[tuple[int, int, int]]) -> bool:
@@ -130,19 +155,6 @@ def _apart(boxes: Sequence[tuple[int, int, int]]) -> bool:
             if abs(top - y) < reach[0] and abs(left - x) < reach[1]:
                 return False
     return True
-
-
-def _agrees(position: str, a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
-    """Whether the second box is mostly in the said direction from the first."""
-    down = (a[0] + a[2] / 2) - (b[0] + b[2] / 2)
-    right = (a[1] + a[2] / 2) - (b[1] + b[2] / 2)
-    along, across = {
-        "left of": (-right, down),
-        "right of": (right, down),
-        "above": (-down, right),
-        "below": (down, right),
-    }[position]
-    return along > 30 and abs(across) < 0.7 * along
 
 
 def training_set(count: int, seed: int) -> tuple[Tensor, list[str]]:

@@ -53,6 +53,20 @@ def test_kinds(text: str, kind: str) -> None:
     assert parse(text).kind == kind
 
 
+@pytest.mark.parametrize("link", ["and", "left of", "right of", "above", "below"])
+def test_two_objects_stand_in_halves_in_reading_order_unless_said(link: str) -> None:
+    scene, rng = parse(f"a red circle {link} a blue cross"), random.Random(0)
+    for _ in range(12):
+        image = torch.from_numpy(render(scene, rng)).movedim(-1, 0) / 255
+        places = {f.color: f.center for f in find_objects(image)}
+        (x, y), (other_x, other_y) = places["red"], places["blue"]
+        right, down = x - other_x, y - other_y
+        far = max(right, down, key=abs)
+        assert abs(far) > 0.4
+        before = link in ("and", "left of", "above")
+        assert (far < 0) == before and (link == "and" or (far == right) == ("t of" in link))
+
+
 @pytest.mark.parametrize("text", ["a dog", "five stars", "a star over a ring", "a star and a star"])
 def test_what_is_no_scene_is_said(text: str) -> None:
     with pytest.raises(ValueError, match=text):

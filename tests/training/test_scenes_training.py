@@ -14,7 +14,8 @@ from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.pipeline import load
 from stagevar_runtime.text.words import WordEncoder
-from training.products import linear
+from training import products
+from training.products import rounded
 from training.scenes.export import export, restore
 from training.scenes.fit import FitPlan, fit
 from training.scenes.settings import (
@@ -26,7 +27,7 @@ from training.scenes.settings import (
     transformer_config,
 )
 from training.scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
-from training.scenes.transformer import TextToImage, teacher
+from training.scenes.transformer import TextToImage, parameters_by_use, teacher
 
 CAPTIONS = training_set(3, seed=3)[1]
 
@@ -52,7 +53,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     return vae, model, paths, load(paths[0], device="cpu", profile=None)
 
 
-def test_teacher_forcing_is_what_the_runtime_computes(exported) -> None:
+def test_teacher_forcing_is_what_the_runtime_computes(exported, monkeypatch) -> None:
+    monkeypatch.setattr(products, "rounded", lambda: torch.float32)
     vae, model, _, pipeline = exported
     features = torch.randn(3, BITS, 16, 16)
     inputs, bits = teacher(vae, features, SIZES, len(SIZES), None)
@@ -134,7 +136,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:
     model = TextToImage(transformer_config(32, 1), words, SIZES)
     pixels, captions = training_set(24, seed=0)
     features, seen = encode(vae, pixels, "cpu"), []
-    plan = FitPlan(minutes=0.03, prefixes=((4, 8, 1.0),), learning_rate=5e-3, warmup=5)
+    plan = FitPlan(minutes=0.03, prefixes=((4, 8, 1.0),), learning_rate=5e-3, warmup=5, log_every=3)
 
     def run(minutes: float) -> None:
         fit(
@@ -177,12 +179,25 @@ def test_decoder_alone_leaves_tokens_as_they_were(tmp_path: Path) -> None:
     assert not torch.equal(start.decode(canvas), after.decode(canvas))
 
 
-def test_products_have_the_right_gradients() -> None:
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (rounded(), 1e-2)])
+def test_products_have_the_right_gradients(monkeypatch, dtype: torch.dtype, near: float) -> None:
+    monkeypatch.setattr(products, "rounded", lambda: dtype)
     torch.manual_seed(0)
     x, w, b = torch.randn(2, 5, 7), torch.randn(3, 7), torch.randn(3)
     ours = [t.clone().requires_grad_() for t in (x, w, b)]
     theirs = [t.clone().requires_grad_() for t in (x, w, b)]
-    linear(*ours).square().sum().backward()
+    products.linear(*ours).square().sum().backward()
     torch.nn.functional.linear(*theirs).square().sum().backward()
     for one, two in zip(ours, theirs, strict=True):
-        assert torch.allclose(one.grad, two.grad, atol=1e-4)
+        assert one.grad.dtype == torch.float32
+        assert (one.grad - two.grad).norm() < near * two.grad.norm()
+
+
+def test_every_parameter_has_one_optimizer() -> None:
+    _, model = tiny()
+    hidden, others = parameters_by_use(model)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert len(hidden) + len(others) == len(names) == len({id(p) for p in (*hidden, *others)})
+    inner = {names[id(p)] for p in hidden}
+    assert "transformer.blocks.0.sa.mat_qkv.weight" in inner
+    assert not any(part in name for name in inner for part in ("head.", "embed", "position"))

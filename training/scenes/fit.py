@@ -20,7 +20,7 @@ from stagevar_runtime.families.bsq_vae import BSQVAE
 
 from ..fit import Average
 from ..state import Interrupted, load_torch, never, save_torch
-from .transformer import TextToImage, parameters_by_decay, teacher
+from .transformer import TextToImage, parameters_by_use, teacher
 
 
 def _agreed(values: list[float]) -> list[float]:
@@ -43,6 +43,15 @@ def _average_gradients(parameters: Sequence[torch.nn.Parameter], world: int) -> 
         gradient.copy_(part.view_as(gradient))
 
 
+def _optimizers(model: TextToImage, decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices between hidden features, AdamW for the rest, at one learning rate."""
+    hidden, others = parameters_by_use(model)
+    return [
+        torch.optim.Muon(hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0),
+    ]
+
+
 @dataclass(frozen=True)
 class FitPlan:
     """Hyper-parameters.
@@ -52,15 +61,21 @@ class FitPlan:
     """
 
     minutes: float = 60.0
-    prefixes: tuple[tuple[int, int, float], ...] = ((7, 32, 0.5), (9, 16, 0.15), (10, 12, 0.35))
-    learning_rate: float = 1.5e-3
-    warmup: int = 200
+    prefixes: tuple[tuple[int, int, float], ...] = (
+        (5, 64, 0.15),
+        (7, 32, 0.4),
+        (9, 16, 0.1),
+        (10, 12, 0.35),
+    )
+    learning_rate: float = 3e-3
+    warmup: int = 100
     weight_decay: float = 0.05
     text_dropout: float = 0.1
     flips: float = 0.2
-    ema: float = 0.999
+    ema: float = 0.998
     final_rate: float = 0.01
     seed: int = 2
+    log_every: int = 50  # steps
 
 
 def fit(
@@ -84,15 +99,7 @@ def fit(
     """
     model = model.to(device).train()
     average = Average(model, plan.ema)
-    matrices, others = parameters_by_decay(model)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": plan.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=0.0,
-        betas=(0.9, 0.97),
-    )
+    optimizers = _optimizers(model, plan.weight_decay)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     ids, mask = (t.to(device) for t in model.words.numbered(captions))
     step, spent, seen = 0, 0.0, 0
@@ -100,7 +107,8 @@ def fit(
     if (saved := load_torch(path)) is not None:
         model.load_state_dict(saved["model"])
         average.values = {n: t.to(device) for n, t in saved["average"].items()}
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         step, spent, seen = saved["step"], saved["spent"], saved["seen"]
         by_prefix = saved["by_prefix"]
 
@@ -108,7 +116,7 @@ def fit(
         state = {
             "model": model.state_dict(),
             "average": average.values,
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
             "spent": spent,
             "seen": seen,
@@ -144,19 +152,21 @@ def fit(
         weight = lengths[:count].to(device).float().sqrt()
         loss = (by_scale * weight).sum() / weight.sum()
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), plan.final_rate)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * rate * min(1.0, (step + 1) / plan.warmup)
-        optimizer.zero_grad(set_to_none=True)
+        rate *= plan.learning_rate * min(1.0, (step + 1) / plan.warmup)
+        model.zero_grad(set_to_none=True)
         loss.backward()
-        _average_gradients([*matrices, *others], world)
+        _average_gradients(list(model.parameters()), world)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         average.update(model, step)
         now = time.monotonic()
         by_prefix[count] += now - mark
         spent, since_save, mark = spent + now - mark, since_save + now - mark, now
         seen += batch * world
-        if step % 50 == 0 and rank == 0:
+        if step % plan.log_every == 0 and rank == 0:
             log(
                 {
                     "step": step,

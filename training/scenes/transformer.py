@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -186,8 +186,11 @@ def initialise(model: TextToImage) -> None:
     t.head.weight.mul_(0.1)
 
 
-def parameters_by_decay(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Matrices, which decay, then everything else, which does not."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    yield [p for n, p in named if p.ndim == 2 and "emb" not in n and "position" not in n]
-    yield [p for n, p in named if p.ndim != 2 or "emb" in n or "position" in n]
+def parameters_by_use(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices between hidden features, then everything else: inputs, outputs, vectors."""
+    outer = ("emb", "position", "head.", "cfg_uncond")
+    hidden, others = [], []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and not any(part in name for part in outer)
+        (hidden if inner else others).append(parameter)
+    return hidden, others

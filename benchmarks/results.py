@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from stagevar_probe.evaluate import SHORT
 from stagevar_probe.measurements import load_measurements
 from stagevar_probe.report import plots
 from stagevar_probe.statistics import bootstrap_mean
 from stagevar_probe.story import report_data
+from stagevar_probe.suites.scenes import KINDS
+from stagevar_probe.tables import NONE, fidelity, ranged, speed
 from stagevar_runtime.profile import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,21 +110,14 @@ def evaluation_table(found: Mapping[str, Any]) -> str:
     ]
     for row in rows:
         same = row["name"] == "exact"
-        near = row["perceptual"][0] if "perceptual" in row else 1 - row["ssim"][0]
-        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.get("kid_loss", (0, 0, 0)))
         cells = (
             row["name"],
-            f"{row['total_ms'] / row['batch']:.1f}",
-            f"{row['speedup_total'][0]:.2f}x",
-            f"{row['speedup_loop'][0]:.2f}x",
-            "{:.3f} [{:.3f}, {:.3f}]".format(*row["passed"]),
-            "-" if same else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["passed_loss"]),
-            f"{row['kid']:.2f}" if "kid" in row else "-",
-            "-"
-            if same or "kid" not in row
-            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["kid_loss"]),
-            "-" if same else f"{near:.4f}",
-            "-" if same else f"{row['psnr'][0]:.1f} dB",
+            *speed(row, "x"),
+            ranged(row["passed"]),
+            NONE if same else ranged(row["passed_loss"], "+.4f"),
+            f"{row['kid']:.2f}" if "kid" in row else NONE,
+            NONE if same or "kid" not in row else ranged(row["kid_loss"], "+.2f"),
+            *([NONE, NONE] if same else fidelity(row, " dB")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -131,7 +125,7 @@ def evaluation_table(found: Mapping[str, Any]) -> str:
 
 def kinds_table(found: Mapping[str, Any]) -> str:
     """Pass rates by GenEval's kinds."""
-    kinds = [kind for kind in SHORT if kind in found["rows"][0]["kinds"]]
+    kinds = [kind.name for kind in KINDS if kind.name in found["rows"][0]["kinds"]]
     lines = [f"| method | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
     for row in found["rows"]:
         rates = (f"{row['kinds'][kind][0]:.2f}" for kind in kinds)

@@ -23,7 +23,7 @@ from stagevar_probe.metrics.retrieval import Retrieval, make_gallery
 from stagevar_probe.pictures import Archive, open_archive
 from stagevar_probe.scenes import VOCABULARY
 from stagevar_probe.suites import Suite, find_suite
-from stagevar_probe.suites.emoji import emoji_suite
+from stagevar_probe.suites.emoji import bounds, emoji_suite
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.pipeline import Pipeline, load
@@ -195,6 +195,8 @@ def test_a_concept_is_as_like_as_its_best_picture() -> None:
     assert gallery.concepts == ("a", "b")
     likeness = gallery.likeness(features)
     assert likeness[0, 0] == pytest.approx(1) and likeness[2, 0] == pytest.approx(1)
+    far = make_gallery(features + 100, ["a", "b", "a"])
+    torch.testing.assert_close(far.likeness(features + 100), likeness, atol=1e-4, rtol=0)
 
 
 def test_prompts_that_are_not_in_the_archive(opened: Archive) -> None:
@@ -243,6 +245,9 @@ def test_bounds(suite: Suite, opened: Archive) -> None:
     real, prompts = suite.real(3)
     assert real.shape == (3, 3, 128, 128) and len(prompts) == 3
     assert suite.training().shape == (7, 768)
+    metric = Retrieval(opened)
+    metric.real_features = torch.eye(12)  # no picture is like that of another style
+    assert bounds(metric)["other_style"][0] == 0.0
     held_out = replace(opened, pictures=tuple(opened.of("held_out_pair")))
     with pytest.raises(CalibrationError, match="no training pictures"):
         emoji_suite(held_out)

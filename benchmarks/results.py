@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from stagevar_probe.evaluate import SHORT
 from stagevar_probe.measurements import load_measurements
 from stagevar_probe.report import plots
 from stagevar_probe.statistics import bootstrap_mean
 from stagevar_probe.story import report_data
+from stagevar_probe.tables import NONE, fidelity, ranged, speed
 from stagevar_runtime.profile import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/results"
 PAGE = ROOT / "docs/results.md"
-EVALUATION = RESULTS / "scenes-evaluation.json"
+SUITES = {"scenes": "", "emoji": "emoji-"}  # with what the marks of their tables begin
 CURVES = {
     "Stages": "stages",
     "Frequency change": "frequency",
@@ -78,60 +78,64 @@ def keep_curves(name: str, path: Path) -> None:
     target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
+def evaluation(suite: str) -> Path:
+    """Where the evaluation by a suite is kept."""
+    return RESULTS / f"{suite}-evaluation.json"
+
+
 def keep_evaluation(path: Path) -> None:
     """Copy an evaluation and draw its Pareto plot."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    EVALUATION.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    suite = found["job"]["suite"]
+    evaluation(suite).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     points: dict[bool, list[plots.Point]] = {True: [], False: []}
     for row in found["rows"]:
         own = row["kind"] in ("plan", "exact")
         ms = row["total_ms"] / row["batch"]
         points[own].append(plots.Point(ms, *row["passed_loss"], row["name"][:28]))
-    svg = plots.frontier(points[True], None, "scene pass rate lost", points[False])
+    lost = {"scenes": "scene pass rate lost"}.get(suite, "pass rate lost")
+    svg = plots.frontier(points[True], None, lost, points[False])
     DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "scenes-pareto.svg").write_text(svg + "\n", encoding="utf-8")
+    (DOCS / f"{suite}-pareto.svg").write_text(svg + "\n", encoding="utf-8")
 
 
 def evaluation_table(found: Mapping[str, Any]) -> str:
     """METHODS' table of published methods, rebuilt: speed, pass rate, distribution, fidelity."""
     job, rows = found["job"], found["rows"]
     machine, first = job["hardware"], rows[0]
+    beside = list(first.get("beside", ()))
+    prompts = "prompts" if "train" in first["kinds"] else "held-out prompts"
+    passed = f"{job['suite']} passed"
     lines = [
-        f"{first['images']} held-out prompts of the scenes suite, guidance "
+        f"{first['images']} {prompts} of the {job['suite']} suite, guidance "
         f"{job['sampling']['guidance']:g}, batch {first['batch']}, {job['dtype']}, "
         f"{machine['device']} ({machine['machine']}, {machine['threads']} threads, torch "
         f"{machine['torch']}), all rows interleaved in one run. Brackets are 95 % intervals; "
         "KID is times 1000.",
         "",
-        "| method | ms an image | end to end | loop only | scenes passed | lost to exact | "
-        f"{job['features']}-KID | lost KID | perceptual distance | PSNR |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| method | ms an image | end to end | loop only | {' | '.join([passed, *beside])} | "
+        f"lost to exact | {job['features']}-KID | lost KID | perceptual distance | PSNR |",
+        f"|---|---|---|---|---|---|---|---|---|---|{'---|' * len(beside)}",
     ]
     for row in rows:
         same = row["name"] == "exact"
-        near = row["perceptual"][0] if "perceptual" in row else 1 - row["ssim"][0]
-        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.get("kid_loss", (0, 0, 0)))
         cells = (
             row["name"],
-            f"{row['total_ms'] / row['batch']:.1f}",
-            f"{row['speedup_total'][0]:.2f}x",
-            f"{row['speedup_loop'][0]:.2f}x",
-            "{:.3f} [{:.3f}, {:.3f}]".format(*row["passed"]),
-            "-" if same else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["passed_loss"]),
-            f"{row['kid']:.2f}" if "kid" in row else "-",
-            "-"
-            if same or "kid" not in row
-            else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["kid_loss"]),
-            "-" if same else f"{near:.4f}",
-            "-" if same else f"{row['psnr'][0]:.1f} dB",
+            *speed(row, "x"),
+            ranged(row["passed"]),
+            *(ranged(row["beside"][head]) for head in beside),
+            NONE if same else ranged(row["passed_loss"], "+.4f"),
+            f"{row['kid']:.2f}" if "kid" in row else NONE,
+            NONE if same or "kid" not in row else ranged(row["kid_loss"], "+.2f"),
+            *([NONE, NONE] if same else fidelity(row, " dB")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def kinds_table(found: Mapping[str, Any]) -> str:
-    """Pass rates by GenEval's kinds."""
-    kinds = [kind for kind in SHORT if kind in found["rows"][0]["kinds"]]
+    """Pass rates by kind."""
+    kinds = list(found["rows"][0]["kinds"])
     lines = [f"| method | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
     for row in found["rows"]:
         rates = (f"{row['kinds'][kind][0]:.2f}" for kind in kinds)
@@ -157,10 +161,13 @@ def main() -> None:
 
 def page() -> str:
     """The page with its tables made again."""
-    found = json.loads(EVALUATION.read_text(encoding="utf-8"))
     text = PAGE.read_text(encoding="utf-8")
-    text = fill(text, "evaluation", evaluation_table(found))
-    return fill(text, "kinds", kinds_table(found))
+    for suite, prefix in SUITES.items():
+        if evaluation(suite).exists():
+            found = json.loads(evaluation(suite).read_text(encoding="utf-8"))
+            text = fill(text, f"{prefix}evaluation", evaluation_table(found))
+            text = fill(text, f"{prefix}kinds", kinds_table(found))
+    return text
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from stagevar_runtime.fast import MODES
 from . import commands
 from .bench import bench as run_bench
 from .compare_command import compare as compare_all
-from .evaluate import SUITES
 from .evaluate_command import evaluate_suite
 from .measured_commands import merge as merge_files
 from .measured_commands import report as report_again
 from .measured_commands import solve as solve_again
 from .metrics.features import CHOICES
+from .pictures import MAKE
 from .ranks import joined
+from .suites import SUITES, fault_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -35,16 +36,25 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LOSS = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
+METRICS = (
+    "agreement, ssim-to-exact, scenes, retrieval=ARCHIVE, clip-score[=FOLDER] or module:function."
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def measuring(function: F) -> F:
-    """Options of every command that scores pictures."""
+    """Options of every command that scores pictures of what it is told to ask."""
     for option in (
         click.option("--prompts", type=FILE, help="Labels or prompts, .txt or .jsonl."),
-        click.option(
-            "--metric", help="agreement, ssim-to-exact, clip-score[=FOLDER] or module:function."
-        ),
+        click.option("--metric", help=METRICS),
+    ):
+        function = option(function)
+    return looking(function)
+
+
+def looking(function: F) -> F:
+    """Options of every command that looks at pictures."""
+    for option in (
         click.option("--features", help=f"For distribution and semantics: {CHOICES}."),
         click.option("--reference", type=FOLDER, help="Folder of real pictures, for the KID."),
     ):
@@ -266,9 +276,10 @@ def compare(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwarg
 @click.argument("checkpoint", type=FILE)
 @model_options
 @batch_option
-@measuring
+@looking
 @common
 @click.option("--suite", default="scenes", show_default=True, type=click.Choice(SUITES))
+@click.option("--pictures", type=FILE, help=f"Archive of real pictures, for emoji: {MAKE}.")
 @click.option("--profile", type=FILE, help="Its plans take part (default: found).")
 @click.option("--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint).")
 @click.option("--count", default=1050, show_default=True, type=click.IntRange(14), help="Images.")
@@ -276,11 +287,15 @@ def compare(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwarg
 def evaluate(checkpoint: Path, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> int:
     """Score CHECKPOINT by a suite: exact path, presets and plans in one table with time.
 
-    Pass rates by GenEval's kinds with intervals, distribution, distance to the exact path and to
-    training pictures. Writes a report and a JSON file.
+    scenes: pass rates by GenEval's kinds, by rule. emoji: is the asked concept the most alike among
+    real pictures (R@1, R@5), for held-out pairs, held-out concepts and trained prompts. Intervals,
+    distribution, distance to the exact path and to training pictures. Writes a report and a JSON
+    file.
     """
+    if fault := fault_of(kwargs["suite"], kwargs["pictures"]):
+        raise click.UsageError(fault)
     _log(as_json, quiet, verbose)
-    names = ("suite", "profile", "output", "count", "dry_run")
+    names = ("suite", "pictures", "profile", "output", "count", "dry_run")
     result, text = evaluate_suite(
         checkpoint,
         _options(kwargs),

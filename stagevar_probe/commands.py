@@ -40,6 +40,7 @@ from .metrics.quality import Quality, find_quality
 from .progress import duration, meter
 from .ranks import ALONE, Ranks, local_device
 from .sheet import contact_sheet, save_png
+from .tables import columns
 from .validate import EXACT
 from .validate import validate as validate_plans
 
@@ -229,11 +230,7 @@ def figures_table(figures: dict[str, dict[str, Any]]) -> str:
                 f"{f['total_ms']:.0f} ms {f['exact_total_ms'] / f['total_ms']:.2f}x",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return columns(rows)
 
 
 def inspect(path: Path, tokenizer: Path | None = None) -> Said:

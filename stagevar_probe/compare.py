@@ -27,6 +27,7 @@ from .metrics.quality import Quality
 from .progress import meter
 from .propose import ALPHA, group_means
 from .spectrum import ratio_name
+from .tables import columns
 from .validate import Batch, forecast, observe_batch, summarise, warm_up
 
 logger = logging.getLogger("stagevar_probe")
@@ -290,12 +291,8 @@ def cells(entry: Entry, f: Mapping[str, Any], best: bool) -> list[str]:
 def as_table(found: Comparison) -> str:
     """The figures as text, with intervals; ``*`` marks what nothing beats in time and loss."""
     front = pareto(found.figures)
-    table = [head(found.figures[EXACT])] + [
+    rows = [
         cells(entry, found.figures[entry.name], entry.name in front)
         for entry in found.lineup.entries
     ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    )
+    return columns([head(found.figures[EXACT]), *rows])

@@ -1,7 +1,7 @@
 """Score a model by a suite that anyone can recompute: exact path, presets and profile plans.
 
-GenEval's question (is what was asked there?) by kind and overall, the distribution, the distance
-to the exact path's pictures, the distance to training pictures, and time: one table.
+Is what was asked there, by kind and overall; the distribution, the distance to the exact path's
+pictures, the distance to training pictures, and time: one table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stagevar_runtime.families.base import ScaleModel
@@ -22,39 +24,43 @@ from .inputs import HELD_OUT_SEED, Encode, Inputs
 from .metrics.images import nearest_distance
 from .metrics.quality import Quality
 from .progress import meter
-from .scenes import KINDS, passed, suite
-from .statistics import Interval, binomial_interval, mean_interval, paired_loss
+from .statistics import binomial_interval, mean_interval, paired_loss
+from .suites.suite import Figures, Suite
+from .tables import NONE, columns, fidelity, ranged, speed
 from .validate import Batch, observe_batch, per_image, summarise, warm_up
 
 LOOKED = 128  # images whose perceptual distance to exact is measured: it is slow
 STRIP = 14  # pictures kept of every row: two of each kind
-TRAINING = 2000  # training pictures among which the nearest is looked for
-CEILING = 300  # rendered pictures that the tokenizer encodes and decodes
+CEILING = 300  # real pictures that the tokenizer encodes and decodes
 UNGUIDED = "no guidance"
-SUITES = ("scenes",)
 
 
 @dataclass
 class Evaluation:
     """What was found. ``figures`` as of :func:`~stagevar_probe.validate.summarise`, with
-    ``passed`` and ``passed_loss`` (overall), ``kinds`` and, where features were given,
-    ``nearest`` training picture. ``ceiling``: pass rates of real pictures and reconstructions."""
+    ``passed`` and ``passed_loss`` (overall), ``kinds``, ``beside`` where the suite scores more
+    and, where features were given, ``nearest`` training picture. ``ceiling``: pass rates of real
+    pictures and reconstructions."""
 
+    suite: Suite
     lineup: Lineup
     figures: dict[str, dict[str, Any]]
-    ceiling: dict[str, list[float]]
+    ceiling: Figures
     quality: Quality
     strips: dict[str, Tensor] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
 
 
-def suite_inputs(count: int, seed: int, encode: Encode) -> tuple[Inputs, tuple[str, ...]]:
+def suite_inputs(
+    suite: Suite, count: int, seed: int, encode: Encode
+) -> tuple[Inputs, tuple[str, ...]]:
     """Prompts of the suite with seeds of their own, and the kind of each."""
-    asked = suite.suite_prompts(count, seed + 2)  # calibration holds out seed 1
+    asked = suite.ask(count, seed + 2)  # calibration holds out seed 1
     start = 3 * HELD_OUT_SEED + 7919 * seed
     seeds = tuple(start + i for i in range(count))
     prompts = tuple(text for _, text in asked)
-    return Inputs(f"scenes-suite-{count}", prompts, seeds, encode), tuple(k for k, _ in asked)
+    name = f"{suite.name}-suite-{count}"
+    return Inputs(name, prompts, seeds, encode), tuple(k for k, _ in asked)
 
 
 def evaluation_lineup(
@@ -72,6 +78,7 @@ def evaluation_lineup(
 
 def evaluate(
     model: ScaleModel,
+    suite: Suite,
     inputs: Inputs,
     kinds: Sequence[str],
     made: Lineup,
@@ -80,7 +87,10 @@ def evaluate(
     batch: int,
     quiet: bool = False,
 ) -> Evaluation:
-    """Run every row on every prompt: same seeds, coupled noise, interleaved batches."""
+    """Run every row on every prompt: same seeds, coupled noise, interleaved batches.
+
+    ``quality``: the suite's metric, with features and real pictures found for it.
+    """
     plans = made.plans
     warm_up(model, inputs.chunk(0, batch), plans, sampling)
     strips: dict[str, list[Tensor]] = {name: [] for name in plans}
@@ -97,58 +107,72 @@ def evaluate(
             seen.append(observe_batch(model, part, plans, sampling, quality, visit, near))
             tick(len(part))
     figures = summarise(model, plans, seen, quality)
-    training = None
-    if quality.reference is not None:
-        parts = suite.training_pictures(TRAINING).split(100)
-        training = torch.cat([quality.features(part) for part in parts])
+    ceiling = tokenizer_ceiling(model, suite, quality, inputs.chunk(0, 1))
+    training = None if quality.reference is None else suite.training().float()
+    if training is not None and quality.reference is not None:
+        nearest = nearest_distance(quality.reference.float(), training)
+        ceiling["nearest_real"] = list(mean_interval(nearest))
     for name in plans:
-        figures[name] |= _by_kind(seen, name, kinds)
+        figures[name] |= _rates(seen, name, suite, kinds, inputs)
         if training is not None:
-            features = torch.from_numpy(per_image(seen, name, "features")).float()
-            figures[name]["nearest"] = list(mean_interval(nearest_distance(features, training)))
+            figures[name]["nearest"] = _nearest(seen, name, suite, kinds, training)
     pictures = {name: torch.cat(kept)[:STRIP] for name, kept in strips.items()}
     for name, first in made.same.items():
         figures[name], pictures[name] = figures[first], pictures[first]
-    ceiling = tokenizer_ceiling(model, inputs.chunk(0, 1))
-    if training is not None and quality.reference is not None:
-        nearest = nearest_distance(quality.reference.float(), training.float())
-        ceiling["nearest_real"] = list(mean_interval(nearest))
     asked = tuple(str(item) for item in inputs.items[:STRIP])
-    return Evaluation(made, figures, ceiling, quality, pictures, asked)
+    return Evaluation(suite, made, figures, ceiling, quality, pictures, asked)
 
 
-def _by_kind(seen: Sequence[Batch], name: str, kinds: Sequence[str]) -> dict[str, Any]:
-    """Pass rates by kind, and over GenEval's six, with what was lost to the exact path."""
+def _rates(
+    seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], inputs: Inputs
+) -> dict[str, Any]:
+    """Pass rates by kind, and over the kinds that count, with what was lost to the exact path."""
     mine, exact = (per_image(seen, n, "score") for n in (name, EXACT))
-    six = torch.tensor([kind in KINDS for kind in kinds]).numpy()
-    rates: dict[str, list[float]] = {}
-    for kind in suite.suite_kinds():
-        own = torch.tensor([k == kind for k in kinds]).numpy()
-        if own.any():
-            rates[kind] = list(binomial_interval(round(mine[own].sum()), int(own.sum())))
-    lost: Interval = paired_loss(exact[six], mine[six])
-    return {
-        "passed": list(binomial_interval(round(mine[six].sum()), int(six.sum()))),
-        "passed_loss": list(lost),
-        "kinds": rates,
+    own = {kind.name: np.array([k == kind.name for k in kinds]) for kind in suite.kinds}
+    counted = np.any([own[kind.name] for kind in suite.kinds if kind.counted], 0)
+    out: dict[str, Any] = {
+        "passed": _rate(mine[counted]),
+        "passed_loss": list(paired_loss(exact[counted], mine[counted])),
+        "kinds": {kind: _rate(mine[mask]) for kind, mask in own.items() if mask.any()},
     }
-
-
-@torch.inference_mode()
-def tokenizer_ceiling(model: ScaleModel, one: Inputs, batch: int = 20) -> dict[str, list[float]]:
-    """Pass rates of rendered pictures as they are, and encoded and decoded by the tokenizer."""
-    prompts = [text for _, text in suite.suite_prompts(CEILING, seed=0)]
-    real = suite.real_pictures(prompts, seed=1)
-    out = {"real": list(_rate(passed(real, prompts)))}
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    if hasattr(tokenizer, "encode"):
-        rebuilt = [rebuild(model, part, one) for part in real.split(batch)]
-        out["rebuilt"] = list(_rate(passed(torch.cat(rebuilt), prompts)))
+    prompts = [str(item) for item in inputs.items]
+    for head, score in suite.beside.items():
+        features = torch.from_numpy(per_image(seen, name, "features")).float()
+        right = score(features, prompts).numpy()
+        out.setdefault("beside", {})[head] = _rate(right[counted])
     return out
 
 
-def _rate(passes: Sequence[bool]) -> Interval:
-    return binomial_interval(sum(passes), len(passes))
+def _rate(passes: NDArray[Any]) -> list[float]:
+    return list(binomial_interval(round(float(passes.sum())), len(passes)))
+
+
+def _nearest(
+    seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], training: Tensor
+) -> list[float]:
+    """Distance to the nearest training picture, of pictures for prompts it was not trained on."""
+    held_out = {kind.name for kind in suite.kinds if kind.held_out}
+    mask = np.array([kind in held_out for kind in kinds])
+    features = torch.from_numpy(per_image(seen, name, "features")[mask]).float()
+    return list(mean_interval(nearest_distance(features, training)))
+
+
+@torch.inference_mode()
+def tokenizer_ceiling(
+    model: ScaleModel, suite: Suite, quality: Quality, one: Inputs, batch: int = 20
+) -> Figures:
+    """Pass rates of real pictures as they are, and encoded and decoded by the tokenizer; and what
+    else bounds the suite."""
+    real, prompts = suite.real(CEILING)
+    shown = {"real": real}
+    if hasattr(getattr(model, "tokenizer", None), "encode"):
+        shown["rebuilt"] = torch.cat([rebuild(model, part, one) for part in real.split(batch)])
+    out: Figures = {}
+    for name, images in shown.items():
+        out[name] = _rate(quality.score(images, prompts, real).numpy())
+        for head, score in suite.beside.items():
+            out[f"{name} {head}"] = _rate(score(quality.features(images), prompts).numpy())
+    return out | suite.bounds()
 
 
 def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:
@@ -164,48 +188,30 @@ def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:
     return model.decode(state).float().cpu()
 
 
-SHORT = {
-    "single_object": "one",
-    "two_object": "two",
-    "counting": "count",
-    "colors": "colour",
-    "position": "place",
-    "color_attr": "bind",
-    suite.UNSEEN: "unseen",
-}
-
-
 def as_table(found: Evaluation) -> str:
     """The figures as text: rates with 95 % intervals, times per image."""
-    lines = table(found)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return columns(table(found))
 
 
 def table(found: Evaluation) -> list[list[str]]:
     """Header and rows as text."""
-    exact = found.figures[EXACT]
-    kid = found.quality.features.kid
+    exact, suite = found.figures[EXACT], found.suite
     looked = exact.get("perceptual_name", "1 - SSIM")
-    head = ["", "ms", "x", "loop x", "passed", "lost", *SHORT.values(), kid, looked, "PSNR"]
-    return [head, *(_cells(entry, found.figures[entry.name]) for entry in found.lineup.entries)]
+    head = ["", "ms", "x", "loop x", suite.passes, "lost", *suite.beside]
+    head += [*(kind.short for kind in suite.kinds), found.quality.features.kid, looked, "PSNR"]
+    entries = found.lineup.entries
+    return [head, *(_cells(entry, found.figures[entry.name], suite) for entry in entries)]
 
 
-def _cells(entry: Entry, f: Mapping[str, Any]) -> list[str]:
-    same = entry.name == EXACT
-    near = f["perceptual"][0] if "perceptual" in f else 1 - f["ssim"][0]
+def _cells(entry: Entry, f: Mapping[str, Any], suite: Suite) -> list[str]:
+    same, kinds = entry.name == EXACT, [kind.name for kind in suite.kinds]
     return [
         entry.name,
-        f"{f['total_ms'] / f['batch']:.1f}",
-        f"{f['speedup_total'][0]:.2f}",
-        f"{f['speedup_loop'][0]:.2f}",
-        "{:.3f} [{:.3f}, {:.3f}]".format(*f["passed"]),
-        "-" if same else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*f["passed_loss"]),
-        *(f"{f['kinds'][kind][0]:.2f}" if kind in f["kinds"] else "-" for kind in SHORT),
-        f"{f['kid']:.2f} [{f['kid_ci95'][0]:.2f}, {f['kid_ci95'][1]:.2f}]" if "kid" in f else "-",
-        "-" if same else f"{near:.4f}",
-        "-" if same else f"{f['psnr'][0]:.1f}",
+        *speed(f),
+        ranged(f["passed"]),
+        NONE if same else ranged(f["passed_loss"], "+.3f"),
+        *(ranged(f["beside"][head]) for head in suite.beside),
+        *(f"{f['kinds'][kind][0]:.2f}" if kind in f["kinds"] else NONE for kind in kinds),
+        ranged((f["kid"], *f["kid_ci95"]), ".2f") if "kid" in f else NONE,
+        *([NONE, NONE] if same else fidelity(f)),
     ]

@@ -72,7 +72,22 @@ def scorer_features(scorer: Scorer) -> Features:
 
 def effnet_features(side: int = effnet.SIDE) -> Features:
     """Those of EfficientNet-Lite0 (the extra ``metrics``), at ``side`` x ``side`` pixels."""
-    return Features(f"effnet-{side}", "EffNet-KID", effnet.EffNet(side))
+    return Features(f"effnet-{side}", "EffNet-KID", remembering(effnet.EffNet(side)))
+
+
+def remembering(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A slow function that, asked about the same tensor again and at once, does not run again.
+
+    A metric over features looks twice, the distribution once more.
+    """
+    last: list[Tensor] = []
+
+    def look(images: Tensor) -> Tensor:
+        if not (last and last[0] is images):
+            last[:] = [images, function(images)]
+        return last[1]
+
+    return look
 
 
 def find_features(name: str | None = None, scorer: Scorer | None = None) -> Features:

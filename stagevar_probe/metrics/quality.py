@@ -1,9 +1,9 @@
 """How good a picture is: one score an image, and features for the distribution of many.
 
-Five metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
-checkpoint (``model.scorer.safetensors``); a rule for scenes of coloured shapes; CLIP score for
-prompts; a user's own ``module:function``; and, where nothing is known, likeness to the exact path's
-image (SSIM, no network).
+Six metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
+checkpoint (``model.scorer.safetensors``); a rule for scenes of coloured shapes; retrieval among the
+real pictures of an archive; CLIP score for prompts; a user's own ``module:function``; and, where
+nothing is known, likeness to the exact path's image (SSIM, no network).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -132,7 +131,7 @@ def scorer_beside(checkpoint: Path) -> Path | None:
 
 
 def find_quality(
-    metric: str | None,
+    metric: str | Quality | None,
     checkpoint: Path,
     classes: int,
     features: str | None = None,
@@ -140,7 +139,8 @@ def find_quality(
 ) -> Quality:
     """The metric and the features asked for, or fitting.
 
-    ``metric``: agreement, scenes, ssim-to-exact, clip-score, clip-score=FOLDER or module:function.
+    ``metric``: one that is there, or agreement, scenes, retrieval=ARCHIVE, ssim-to-exact,
+    clip-score, clip-score=FOLDER or module:function.
     ``features``: see :func:`~stagevar_probe.metrics.features.find_features`. ``reference``: a
     folder of real pictures, for the distribution.
 
@@ -148,13 +148,14 @@ def find_quality(
         CalibrationError: they cannot be found, or were made for other classes.
     """
     scorer, wrong = _scorer(checkpoint, classes)
-    quality = _metric(metric, checkpoint, classes, scorer, wrong)
-    chosen = find_features(features, scorer)
+    if metric is None or isinstance(metric, str):
+        metric = _metric(metric, checkpoint, classes, scorer, wrong)
+    quality = metric
+    quality.features = find_features(features, scorer)
     if reference:
-        chosen = with_reference(chosen, reference)
-    elif chosen.reference is None and hasattr(quality, "real"):
-        chosen = replace(chosen, reference=chosen(quality.real()), source="rendered scenes")
-    quality.features = chosen
+        quality.features = with_reference(quality.features, reference)
+    elif quality.features.reference is None and hasattr(quality, "real"):
+        quality.features = quality.real()
     quality.reference = quality.features.reference
     quality.perceptual = find_perceptual()
     return quality
@@ -185,6 +186,12 @@ def _metric(
         from .scene_rules import SceneRules
 
         return SceneRules()
+    if name == "retrieval" and source:
+        from .retrieval import Retrieval
+
+        if classes:
+            raise CalibrationError(f"{name} compares by prompts, this model draws from labels")
+        return Retrieval(source)
     if metric and ":" in metric:
         return Custom(metric, _imported(metric))
     if metric in (None, Agreement.name) and scorer is not None:
@@ -197,7 +204,7 @@ def _metric(
         return Likeness()
     raise CalibrationError(
         f"metric {metric!r} cannot be used with {checkpoint.name}: expected module:function, "
-        f"{Likeness.name}, clip-score, scenes, or agreement with "
+        f"{Likeness.name}, clip-score, scenes, retrieval=ARCHIVE, or agreement with "
         f"{checkpoint.stem}.scorer.safetensors beside it"
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from stagevar_runtime.errors import CalibrationError
 
 from ..scenes import Scene, closeness, judge, parse
 from ..scenes.suite import real_pictures, suite_prompts
+from .features import Features
 from .quality import Items, Looking
 
 REFERENCES = 1000  # rendered pictures that the distribution is compared with
@@ -32,10 +35,11 @@ class SceneRules(Looking):
         near = torch.tensor([closeness(image, scene) for image, scene in found])
         return (near + self.score(images, items, exact)) / 2
 
-    @staticmethod
-    def real() -> Tensor:
-        """Rendered pictures (N, 3, 128, 128) in [0, 1]."""
-        return real_pictures([text for _, text in suite_prompts(REFERENCES, REFERENCE_SEED)], 0)
+    def real(self) -> Features:
+        """The features, with those of rendered pictures as reference."""
+        prompts = [text for _, text in suite_prompts(REFERENCES, REFERENCE_SEED)]
+        seen = self.features(real_pictures(prompts, 0))
+        return replace(self.features, reference=seen, source="rendered scenes")
 
 
 def _scenes(items: Items) -> list[Scene]:

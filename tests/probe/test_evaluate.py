@@ -13,6 +13,8 @@ from stagevar_probe import contest, evaluate
 from stagevar_probe.metrics import scene_rules
 from stagevar_probe.metrics.quality import find_quality
 from stagevar_probe.scenes import VOCABULARY, passed, suite
+from stagevar_probe.suites import find_suite
+from stagevar_probe.suites import scenes as scenes_suite
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.pipeline import Pipeline, load
 from stagevar_runtime.text.words import WordEncoder
@@ -24,7 +26,7 @@ from training.scenes.transformer import TextToImage
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures to compare with, and presets that differ most."""
-    monkeypatch.setattr(evaluate, "TRAINING", 40)
+    monkeypatch.setattr(scenes_suite, "TRAINING", 40)
     monkeypatch.setattr(evaluate, "CEILING", 14)
     monkeypatch.setattr(scene_rules, "REFERENCES", 60)
     chosen = ("stagevar", "fastvar", "skip-2")
@@ -72,7 +74,8 @@ def test_label_models_are_refused() -> None:
 
 
 def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
-    inputs, kinds = evaluate.suite_inputs(28, 0, pipeline.read_condition)
+    scenes = find_suite("scenes")
+    inputs, kinds = evaluate.suite_inputs(scenes, 28, 0, pipeline.read_condition)
     prompts = [str(item) for item in inputs.items]
     real = suite.real_pictures(prompts, seed=0)
     assert all(passed(real, prompts))
@@ -80,7 +83,7 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
     drawn[[i for i, kind in enumerate(kinds) if kind == "counting"]] = 0.5  # four empty pictures
     model, sampling = pipeline.model, pipeline.sampling()
     made = evaluate.evaluation_lineup(model, sampling, None)
-    quality = find_quality("scenes", Path("m"), 0, "pixels")
+    quality = find_quality(scenes.metric, Path("m"), 0, "pixels")
     begin = iter(range(10**6))
 
     def decode(state):
@@ -91,8 +94,8 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
         return (drawn if row else real)[part].clone() if number >= 0 else real[: state.batch]
 
     monkeypatch.setattr(model, "decode", decode)
-    monkeypatch.setattr(evaluate, "tokenizer_ceiling", lambda model, one: {"real": [1.0] * 3})
-    found = evaluate.evaluate(model, inputs, kinds, made, sampling, quality, 14, quiet=True)
+    monkeypatch.setattr(evaluate, "tokenizer_ceiling", lambda *_: {"real": [1.0] * 3})
+    found = evaluate.evaluate(model, scenes, inputs, kinds, made, sampling, quality, 14, True)
     exact, other = found.figures["exact"], found.figures["skip-2"]
     assert exact["passed"][0] == 1.0 and all(rate[0] == 1.0 for rate in exact["kinds"].values())
     assert other["kinds"]["counting"][0] == 0.0 and other["kinds"]["colors"][0] == 1.0

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from . import DataError
@@ -31,6 +32,8 @@ from .styles import STYLES, Art, Concept, concepts
 SIDE = 128
 MARGIN = 6  # pixels around the art
 LEVELS = (255, 250, 244, 236)  # of the grey ground
+DARKER = 190  # of the ground under white art
+CONTRAST = 24  # levels between art and ground that the eye tells apart
 MIN_STYLES = 4
 HELD_OUT_CONCEPTS = 0.05
 HELD_OUT_PAIRS = 0.10
@@ -76,8 +79,12 @@ def rasterize(data: bytes, side: int) -> Image.Image:
 
 
 def draw(data: bytes, level: int) -> Image.Image:
-    """Art in the middle of a plain grey ground, RGB."""
+    """Art in the middle of a plain grey ground, RGB; a darker one if most of it would not show."""
     art = rasterize(data, SIDE - 2 * MARGIN)
+    pixels = np.asarray(art)
+    opaque = pixels[pixels[..., 3] > 127, :3].astype(int)
+    if len(opaque) and (abs(opaque - level).max(-1) > CONTRAST).mean() < 0.5:
+        level = DARKER
     ground = Image.new("RGB", (SIDE, SIDE), (level,) * 3)
     ground.paste(art, ((SIDE - art.width) // 2, (SIDE - art.height) // 2), art)
     return ground

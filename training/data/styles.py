@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stagevar_runtime.text.words import split_words
+
 from .packages import FLUENT, FLUENT_3D, LABELS, NOTO, NOTO_V1, TWEMOJI, Package, read, read_json
 
 Art = dict[str, bytes]
@@ -38,7 +40,7 @@ def plain_label(label: str) -> str:
     for sign, word in _SIGNS.items():
         label = label.replace(sign, word)
     letters = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
-    return " ".join(re.findall(r"[a-z0-9]+(?:[-'][a-z0-9]+)*", letters))
+    return " ".join(split_words(letters))
 
 
 def name_of(label: str) -> str:

@@ -23,6 +23,7 @@ from stagevar_runtime.text.words import split_words
 from . import DataError
 
 REACH = 4  # pixels that a picture moves at most; the art stands further from the border
+CHUNK = 1000  # pictures moved at once
 
 
 class Captioned:
@@ -84,15 +85,21 @@ class Captioned:
         generator = torch.Generator().manual_seed(seed)
         rounds = -(-count // len(pixels))
         order = torch.cat([torch.randperm(len(pixels), generator=generator) for _ in range(rounds)])
-        order, parts = order[:count], []
-        for i, part in enumerate(order.split(len(pixels))):
-            parts.append(moved(pixels[part], generator) if i else pixels[part])
-        return torch.cat(parts), [captions[i] for i in order.tolist()]
+        order, out = order[:count], torch.empty((count, *pixels.shape[1:]), dtype=torch.uint8)
+        for start in range(0, count, CHUNK):
+            index = order[start : start + CHUNK]
+            part = pixels[index]
+            first = max(0, len(pixels) - start)  # of these, so many are shown for the first time
+            part[first:] = moved(part[first:], generator)
+            out[start : start + CHUNK] = part
+        return out, [captions[i] for i in order.tolist()]
 
 
 def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures on a plain ground, each moved by up to :data:`REACH` pixels either way."""
     side = pixels.shape[-1]
+    if not len(pixels):
+        return pixels
     wide = F.pad(pixels.float(), [REACH] * 4, mode="replicate").to(pixels.dtype)
     places = torch.randint(2 * REACH + 1, (len(pixels), 2), generator=generator).tolist()
     return torch.stack(

@@ -185,3 +185,19 @@ def test_a_zip_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(DataError, match="make it again"):
         Captioned(tmp_path / "bad.zip")
+
+
+def test_npm_fetches_once_and_its_errors_are_told(tmp_path: Path, monkeypatch) -> None:
+    npm = tmp_path / "npm"
+    npm.write_text(
+        '#!/bin/sh\n[ "$2" = emojibase-data@17.0.0 ] || { echo "code E404" >&2; exit 1; }\n'
+        f'echo "$2" >> {tmp_path}/calls; echo archive > "$4/emojibase-data-17.0.0.tgz"\n'
+    )
+    npm.chmod(0o755)
+    monkeypatch.setattr("training.data.packages.shutil.which", lambda name: str(npm))
+    for _ in range(2):
+        assert packages.fetch(packages.LABELS, tmp_path / "cache").read_text() == "archive\n"
+    assert (tmp_path / "calls").read_text() == "emojibase-data@17.0.0\n"
+    with pytest.raises(DataError, match=r"pack fluentui-emoji@1\.3\.0 failed: code E404"):
+        packages.fetch(packages.FLUENT, tmp_path / "cache")
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["emojibase-data-17.0.0.tgz"]

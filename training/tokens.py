@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stagevar_runtime.families.vqvae import VQVAE
 
-from .data import Images
+from .data.fashion import Images
 from .state import load_torch, save_torch
 
 Sizes = Sequence[tuple[int, int]]

@@ -18,7 +18,8 @@ from stagevar_probe.metrics.classifier import save_scorer
 from stagevar_runtime.families.vqvae import VQVAE
 
 from .classify import ClassifierPlan, classify, train_classifier
-from .data import CLASS_NAMES, DEFAULT_ROOT, DataError, Images, load_fashion
+from .data import DataError
+from .data.fashion import CLASS_NAMES, DEFAULT_ROOT, Images, load_fashion
 from .export import SCORER_FILE, export_tokenizer, export_transformer, round_to_half
 from .fit import FitPlan, train_transformer
 from .settings import SIDES, SIZES, TOKENIZER

@@ -1,8 +1,10 @@
 """Train the text-to-image reference checkpoint: python -m training.train_scenes
 
 Stages run in order and each resumes where it stopped: tokenizer, features, transformer, decoder
-(the tokenizer's, trained on alone), export.
-Then measure with stagevar-probe evaluate.
+(the tokenizer's, trained on alone), export. Then measure with stagevar-probe evaluate.
+
+--preset gpu trains a larger model on scenes and on emoji (make them first: python -m
+training.data.emoji --output runs/emoji.zip); any other option wins over the preset.
 
 Several processes train together with torchrun --nproc-per-node N -m training.train_scenes --threads
 1: on two cores twice as fast as one process with two threads.
@@ -15,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,11 +31,14 @@ from stagevar_probe.scenes.suite import TRAINING_SEED
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import WordEncoder
 
+from .data import DataError
+from .data.captioned import Captioned
 from .export import round_to_half
 from .scenes.export import export, restore
-from .scenes.fit import FitPlan, fit
+from .scenes.fit import fit
+from .scenes.presets import PRESETS, emoji_beside, fill, in_presets, same_recipe
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
-from .scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
+from .scenes.tokenizer import encode, quantize, train_tokenizer
 from .scenes.transformer import TextToImage
 from .stages import Staged, show_sizes
 from .state import Interrupted, load_torch, save_json, save_torch
@@ -41,10 +47,57 @@ T = TypeVar("T")
 STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
 CHUNK = 3000  # pictures rendered at once
 TOKENIZER_PICTURES = 9000
+CEILING_PICTURES = 500
 
 
 class Run(Staged):
     """A method per stage."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.preset = PRESETS[args.preset]
+        self.emoji = Captioned(args.emoji) if args.emoji else None
+        new = [w for w in self.emoji.words() if w not in VOCABULARY] if self.emoji else []
+        self.vocabulary = (*VOCABULARY, *new)
+        recipe = {name: getattr(args, name) for name in ("width", "depth", "pictures")}
+        if self.emoji:
+            recipe |= {"emoji": self.emoji.digest, "emoji_share": args.emoji_share}
+        same_recipe(self.folder, recipe | {"words": len(self.vocabulary)})
+
+    def model(self) -> TextToImage:
+        """The transformer and its words, untrained."""
+        words = WordEncoder(self.vocabulary, TEXT_LENGTH, TEXT_WIDTH)
+        return TextToImage(transformer_config(self.args.width, self.args.depth), words, SIZES)
+
+    def pixels(self, seed: int) -> Tensor:
+        """Pictures (N, 3, 128, 128) uint8 to train the tokenizer on."""
+        scenes = training_set(TOKENIZER_PICTURES, seed=seed)[0]
+        if self.emoji is None:
+            return scenes
+        count = emoji_beside(len(scenes), self.args.emoji_share)
+        return torch.cat([scenes, self.emoji.training_set(count, seed)[0]])
+
+    def describe(self) -> str:
+        """What the run will do."""
+        args, plan = self.args, self.preset
+        size = sum(p.numel() for p in self.model().transformer.parameters()) / 1e6
+        pictures = f"{args.pictures} scenes"
+        if self.emoji is not None:
+            own = len(self.emoji.captions("train"))
+            count = emoji_beside(args.pictures, args.emoji_share)
+            pictures += f" and {count} emoji ({own} of {args.emoji}, in turn)"
+        batches = ", ".join(f"{batch} to scale {count}" for count, batch, _ in plan.fit.prefixes)
+        return "\n".join(
+            (
+                f"preset {args.preset} on {args.device}: {', '.join(args.stages)}",
+                f"pictures: {pictures}; {len(self.vocabulary)} words",
+                f"tokenizer: {args.tokenizer_minutes:g} min, batch {plan.tokenizer.batch}; then "
+                f"its decoder alone {args.decoder_minutes:g} min, batch {plan.decoder.batch}",
+                f"transformer: width {args.width}, {args.depth} blocks, {size:.1f} M parameters, "
+                f"{args.minutes:g} min, batches {batches}",
+                f"state in {self.folder} (the same command goes on), result in {args.output}",
+            )
+        )
 
     def first(self, make: Callable[[], T]) -> T:
         """What ``make`` gives: the first process makes it, the others then read what it saved."""
@@ -72,33 +125,43 @@ class Run(Staged):
         """
         model, log = self.tokenizer(), self.logger("features")
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        chunks = range(-(-self.args.pictures // CHUNK))
-        paths = [self.folder / "features" / f"{i:04}.pt" for i in chunks]
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for i in chunks[rank::world]:
-            if paths[i].exists():
+        folder = self.folder / "features"
+        folder.mkdir(parents=True, exist_ok=True)
+        makers = self._pictures()
+        paths = [folder / f"{name}.pt" for name in makers]
+        for path in paths[rank::world]:
+            if path.exists():
                 continue
             if self.stop():
                 raise Interrupted
-            pixels, texts = training_set(CHUNK, seed=TRAINING_SEED + i)
-            made = {"features": encode(model, pixels, self.device), "captions": texts}
-            save_torch(paths[i], made)
-            log({"chunk": i, "pictures": len(texts)})
+            pixels, texts = makers[path.stem]()
+            save_torch(path, {"features": encode(model, pixels, self.device), "captions": texts})
+            log({"file": path.name, "pictures": len(texts)})
         if world > 1:
             dist.barrier()
         parts = [part for path in paths if (part := load_torch(path)) is not None]
         captions = [caption for part in parts for caption in part["captions"]]
         return torch.cat([part["features"] for part in parts]), captions
 
+    def _pictures(self) -> dict[str, Callable[[], tuple[Tensor, list[str]]]]:
+        """What makes every chunk of training pictures (N, 3, 128, 128) and captions, by name."""
+        makers: dict[str, Callable[[], tuple[Tensor, list[str]]]] = {}
+        if self.emoji is not None:  # first, for it takes longest
+            count = emoji_beside(self.args.pictures, self.args.emoji_share)
+            makers["emoji"] = partial(self.emoji.training_set, count, TRAINING_SEED)
+        for i in range(-(-self.args.pictures // CHUNK)):
+            makers[f"{i:04}"] = partial(training_set, CHUNK, TRAINING_SEED + i)
+        return makers
+
     def _tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
         if self.args.tokenizer:
             return BSQVAE.from_tensors(load_file(self.args.tokenizer)).to(self.device)
-        plan = TokenizerPlan(minutes=self.args.tokenizer_minutes)
+        plan = replace(self.preset.tokenizer, minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
         saved = load_torch(path)
         done = saved is not None and saved["spent"] >= plan.minutes * 60
-        pixels = torch.empty(0) if done else training_set(TOKENIZER_PICTURES, seed=1)[0]
+        pixels = torch.empty(0) if done else self.pixels(seed=1)
         log = self.logger("tokenizer")
         model = train_tokenizer(TOKENIZER, pixels, SIZES, plan, path, self.device, log, self.stop)
         round_to_half(model)
@@ -108,13 +171,14 @@ class Run(Staged):
 
     def _decoder(self) -> BSQVAE:
         """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
+        start = self._tokenizer()
         if self.args.tokenizer:
-            return self._tokenizer()
-        start, plan = self._tokenizer(), replace(DECODER, minutes=self.args.decoder_minutes)
+            return start
+        plan = replace(self.preset.decoder, minutes=self.args.decoder_minutes)
         path = self.folder / "decoder.pt"
         saved = load_torch(path)
         done = saved is not None and saved["spent"] >= plan.minutes * 60
-        pixels = torch.empty(0) if done else training_set(TOKENIZER_PICTURES, seed=6)[0]
+        pixels = torch.empty(0) if done else self.pixels(seed=6)
         log, files = self.logger("decoder"), (path, self.device)
         model = train_tokenizer(TOKENIZER, pixels, SIZES, plan, *files, log, self.stop, start)
         round_to_half(model)
@@ -125,35 +189,40 @@ class Run(Staged):
     @torch.inference_mode()
     def _ceiling(self, model: BSQVAE) -> dict[str, float]:
         """What the tokenizer keeps: error, and pass rates of reconstructions."""
-        pixels, texts = training_set(500, seed=2)
-        real = pixels.float().div(255)
-        rebuilt = torch.cat(
-            [
-                model.decode(quantize(model, encode(model, part, self.device).float(), SIZES))
-                for part in pixels.split(50)
-            ]
-        )
-        return {
+        pixels, texts = training_set(CEILING_PICTURES, seed=2)
+        real, rebuilt = pixels.float().div(255), self._rebuilt(model, pixels)
+        kept = {
             "l1": (rebuilt - real).abs().mean().item(),
             "passed": sum(passed(real, texts)) / len(texts),
             "passed_rebuilt": sum(passed(rebuilt, texts)) / len(texts),
         }
+        if self.emoji is not None:
+            unseen = self.emoji.pixels("held_out_pair")[:CEILING_PICTURES]
+            off = self._rebuilt(model, unseen) - unseen.float().div(255)
+            kept["l1_emoji"] = off.abs().mean().item()
+        return kept
+
+    def _rebuilt(self, model: BSQVAE, pixels: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] after encoding, rounding and decoding."""
+        parts = []
+        for part in pixels.split(50):
+            features = encode(model, part, self.device).to(self.device).float()
+            parts.append(model.decode(quantize(model, features, SIZES)).cpu())
+        return torch.cat(parts)
 
     def transformer(self) -> dict[str, Tensor]:
         """The averaged weights of transformer and words, trained if they are not yet."""
         tokenizer, (features, captions) = self.tokenizer(), self.features()
         log = self.logger("transformer")
-        words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
-        config = transformer_config(self.args.width, self.args.depth)
-        model = TextToImage(config, words, SIZES)
+        model = self.model()
         if self.args.start:
             restore(model, self.args.start)
 
         def export_early(state: dict[str, Tensor], step: int) -> None:
-            export(state, tokenizer, self.folder / "early")
+            export(state, tokenizer, self.folder / "early", self.vocabulary)
             log({"step": step, "exported": True})
 
-        plan = FitPlan(minutes=self.args.minutes)
+        plan = replace(self.preset.fit, minutes=self.args.minutes)
         path = self.folder / "transformer.pt"
         return fit(
             model,
@@ -165,21 +234,28 @@ class Run(Staged):
         """Write the files that ship."""
         state, decoder = self.transformer(), self.decoder()
         if not dist.is_initialized() or dist.get_rank() == 0:
-            show_sizes(export(state, decoder, self.args.output))
+            show_sizes(export(state, decoder, self.args.output, self.vocabulary))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train_scenes", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/scenes"), help="resumable state")
-    parser.add_argument("--output", type=Path, default=Path("checkpoints/scenes"))
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokenizer-minutes", type=float, default=11.0)
-    parser.add_argument("--decoder-minutes", type=float, default=9.0)
-    parser.add_argument("--pictures", type=int, default=36000, help="training pictures")
-    parser.add_argument("--minutes", type=float, default=90.0, help="transformer's training time")
-    parser.add_argument("--width", type=int, default=192, help="transformer's, in steps of 32")
-    parser.add_argument("--depth", type=int, default=6, help="transformer's blocks")
+    for name, kind, text in (
+        ("runs", Path, "resumable state"),
+        ("output", Path, "folder to write"),
+        ("tokenizer-minutes", float, "tokenizer's training time"),
+        ("decoder-minutes", float, "its decoder's, trained on alone"),
+        ("pictures", int, "rendered scenes"),
+        ("emoji", Path, "zip by training.data.emoji to train on, too"),
+        ("emoji-share", float, "of all pictures; 0 is without emoji"),
+        ("minutes", float, "transformer's training time"),
+        ("width", int, "transformer's, in steps of 32"),
+        ("depth", int, "transformer's blocks"),
+    ):
+        defaults = in_presets(name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=kind, help=f"{text} ({defaults})")
     parser.add_argument("--tokenizer", type=Path, help="trained one to use; it is not trained on")
     parser.add_argument("--start", type=Path, help="exported folder to go on from")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -192,9 +268,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    try:
+        run = Run(fill(args))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        print(run.describe(), flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    run = Run(args)
+    if args.device == "cuda":
+        torch.set_float32_matmul_precision("high")
     return run.perform(
         {
             "tokenizer": run.tokenizer,

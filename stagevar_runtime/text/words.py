@@ -22,6 +22,12 @@ from ..errors import CheckpointError, StagevarError
 
 SUFFIX = ".words.safetensors"
 _WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
+_LISTED = 60  # words that an error lists at most
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: letters without accents, digits, hyphens and apostrophes inside."""
+    return _WORD.findall(text.lower())
 
 
 class _Block(nn.Module):
@@ -71,7 +77,7 @@ class WordEncoder(nn.Module):
         return ids, mask
 
     def _numbers(self, prompt: str) -> list[int]:
-        words = _WORD.findall(prompt.lower())
+        words = split_words(prompt)
         for word in words:
             if word not in self.numbers:
                 near = difflib.get_close_matches(word, self.vocabulary, n=3, cutoff=0.5)
@@ -84,7 +90,10 @@ class WordEncoder(nn.Module):
         return [self.numbers[word] for word in words]
 
     def _known(self) -> str:
-        return f"it knows {', '.join(self.vocabulary)}"
+        words, more = self.vocabulary, len(self.vocabulary) - _LISTED
+        if more <= 0:
+            return f"it knows {', '.join(words)}"
+        return f"it knows {', '.join(words[:_LISTED])} and {more} more"
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Features ``(B, T, C)`` of word numbers ``(B, T)``, zero where the mask is false."""

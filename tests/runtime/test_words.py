@@ -9,7 +9,13 @@ import torch
 
 from stagevar_runtime.errors import CheckpointError, StagevarError
 from stagevar_runtime.text import encoder_for
-from stagevar_runtime.text.words import WordEncoder, load_words, save_words, words_beside
+from stagevar_runtime.text.words import (
+    WordEncoder,
+    load_words,
+    save_words,
+    split_words,
+    words_beside,
+)
 
 WORDS = ("a", "red", "circle", "square", "and")
 
@@ -76,3 +82,14 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a word encoder"):
         load_words(path)
+
+
+def test_an_error_lists_sixty_words_of_many_at_most() -> None:
+    encoder = WordEncoder([f"w{i}" for i in range(1500)], length=4, width=8)
+    with pytest.raises(StagevarError, match=r"w58, w59 and 1440 more$") as caught:
+        encoder.numbered(["xyzzyx"])
+    assert len(str(caught.value)) < 500
+
+
+def test_split_words_keeps_hyphens_and_apostrophes() -> None:
+    assert split_words("T-Rex, a woman's hat; 3D style!") == "t-rex a woman's hat 3d style".split()

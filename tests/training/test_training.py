@@ -11,7 +11,8 @@ from stagevar_probe.metrics.images import kid
 from stagevar_runtime.errors import CalibrationError, CheckpointError
 from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
 from training.classify import ClassifierPlan, train_classifier
-from training.data import DataError, Images, load_fashion
+from training.data import DataError
+from training.data.fashion import Images, load_fashion
 from training.export import export_tokenizer, export_transformer, round_to_half
 from training.fit import FitPlan, train_transformer
 from training.sample import mask_logits, ramp, sample

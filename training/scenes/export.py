@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from stagevar_probe.scenes import VOCABULARY, parse
 from stagevar_probe.scenes.suite import UNSEEN, prompt_lines, suite_prompts
 from stagevar_runtime.families.bsq_vae import BSQVAE
-from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
+from stagevar_runtime.text.words import SUFFIX, WordEncoder, load_words, save_words
 
 from ..export import half
 from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
@@ -25,7 +25,12 @@ METADATA = {"metric": "scenes", "guidance": "3", "temperature": "1", "top_p": "0
 PROMPTS = {"calibration": 240, "held_out": 1050}
 
 
-def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list[Path]:
+def export(
+    state: Mapping[str, Tensor],
+    tokenizer: BSQVAE,
+    folder: Path,
+    vocabulary: Sequence[str] = VOCABULARY,
+) -> list[Path]:
     """Write transformer, tokenizer and words of a training state dict; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [
@@ -38,7 +43,7 @@ def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list
     schedule = " ".join(f"{h}x{w}" for h, w in SIZES)
     save_file(half(own), str(paths[0]), {"schedule": schedule, **METADATA})
     save_file(half(tokenizer.state_dict()), str(paths[1]))
-    words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
+    words = WordEncoder(vocabulary, TEXT_LENGTH, TEXT_WIDTH)
     with torch.no_grad():
         for name, parameter in words.state_dict().items():
             parameter.copy_(state[f"words.{name}"])
@@ -55,9 +60,18 @@ def export(state: Mapping[str, Tensor], tokenizer: BSQVAE, folder: Path) -> list
 
 
 def restore(model: TextToImage, folder: Path) -> None:
-    """Put exported weights back into a training model of the same size."""
+    """Put exported weights back into a training model of the same size.
+
+    Words that the model has and the file has not keep their random start.
+    """
     own = load_file(folder / f"{NAME}.safetensors")
     state = {f"transformer.{name}": tensor.float() for name, tensor in own.items()}
-    words = load_file(folder / (NAME + SUFFIX))
-    state |= {f"words.{name}": tensor.float() for name, tensor in words.items()}
+    words = load_words(folder / (NAME + SUFFIX))
+    known = [word for word in words.vocabulary if word in model.words.numbers]
+    rows = model.words.embedding.weight.detach().clone()
+    rows[[model.words.numbers[word] for word in known]] = words.embedding.weight[
+        [words.numbers[word] for word in known]
+    ]
+    state |= {f"words.{name}": tensor for name, tensor in words.state_dict().items()}
+    state["words.embedding.weight"] = rows
     model.load_state_dict(state)

@@ -23,11 +23,11 @@ from ..state import Interrupted, load_torch, never, save_torch
 from .transformer import TextToImage, parameters_by_use, teacher
 
 
-def _agreed(values: list[float]) -> list[float]:
+def _agreed(values: list[float], device: str) -> list[float]:
     """The first process's values."""
     if not dist.is_initialized():
         return values
-    shared = torch.tensor(values, dtype=torch.float64)
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
     dist.broadcast(shared, 0)
     return shared.tolist()
 
@@ -129,7 +129,7 @@ def fit(
     while True:
         # the prefix that has had least of its share of the time
         due = min(plan.prefixes, key=lambda p: by_prefix[p[0]] / p[2])
-        wish, spent, asked = _agreed([due[0], spent, stop()])
+        wish, spent, asked = _agreed([due[0], spent, stop()], device)
         if (progress := spent / (plan.minutes * 60)) >= 1:
             break
         if asked:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import DataError
+
 DEFAULT_ROOT = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = (
     "t-shirt",
@@ -27,10 +29,6 @@ CLASS_NAMES = (
 )
 SIDE = 32
 UNSIGNED_BYTES = 0x08
-
-
-class DataError(Exception):
-    """The data set is missing or damaged."""
 
 
 @dataclass(frozen=True)

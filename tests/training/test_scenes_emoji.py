@@ -93,9 +93,15 @@ def test_words_of_captions_join_the_vocabulary(trained: Path) -> None:
 
 
 def test_half_of_the_pictures_are_emoji_and_none_is_held_out(trained: Path) -> None:
-    saved = torch.load(trained / "runs/features.pt", weights_only=True)
-    emoji = [text for text in saved["captions"] if text.endswith("style")]
-    assert len(saved["features"]) == len(saved["captions"]) == 2 * len(emoji) == 24
+    saved = {
+        path.stem: torch.load(path, weights_only=True)
+        for path in (trained / "runs/features").glob("*.pt")
+    }
+    assert saved.keys() == {"emoji", "0000", "0001"}
+    assert all(len(part["features"]) == len(part["captions"]) for part in saved.values())
+    emoji = saved.pop("emoji")["captions"]
+    assert len(emoji) == sum(len(part["captions"]) for part in saved.values()) == 12
+    assert all(text.endswith("style") for text in emoji)
     assert len(set(emoji)) == 8 and "blue hat, 3d style" not in emoji
     assert json.loads((trained / "runs/tokenizer.json").read_text())["l1_emoji"] > 0
 

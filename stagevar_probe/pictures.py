@@ -65,7 +65,11 @@ class Archive:
         return [picture for picture in self.pictures if picture.split in splits]
 
     def read(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures ``(B, 3, side, side)`` in [0, 1].
+        """Pictures ``(B, 3, side, side)`` in [0, 1]; raises as :meth:`pixels`."""
+        return self.pixels(pictures).float().div(255)
+
+    def pixels(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures ``(B, 3, side, side)`` uint8.
 
         Raises:
             CalibrationError: one cannot be read or has another size.
@@ -76,7 +80,7 @@ class Archive:
     def _decoded(self, file: zipfile.ZipFile, name: str) -> Tensor:
         try:
             with Image.open(io.BytesIO(file.read(name))) as picture:
-                values = np.asarray(picture.convert("RGB"), dtype=np.float32)
+                values = np.array(picture.convert("RGB"))
         except (OSError, zipfile.BadZipFile, UnidentifiedImageError) as error:
             raise CalibrationError(f"{self.path}: {name} is no picture ({error})") from error
         if values.shape[:2] != (self.side, self.side):
@@ -84,7 +88,7 @@ class Archive:
                 f"{self.path}: {name} is {values.shape[0]}x{values.shape[1]}, about.json says "
                 f"{self.side}x{self.side}"
             )
-        return torch.from_numpy(values / 255).permute(2, 0, 1)
+        return torch.from_numpy(values).permute(2, 0, 1)
 
 
 def open_archive(path: Path | str) -> Archive:

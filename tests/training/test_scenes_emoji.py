@@ -41,8 +41,10 @@ def write_zip(path: Path) -> Path:
                 file.writestr(name, buffer.getvalue())
                 split = "held_out_pair" if (label, style) == ("blue hat", "3d") else "train"
                 prompt = f"{label}, {style} style"
-                rows.append({"file": name, "prompt": prompt, "split": split, "style": style})
+                row = {"file": name, "prompt": prompt, "split": split, "style": style}
+                rows.append(row | {"concept": label, "label": label, "group": "objects"})
         file.writestr("index.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        file.writestr("about.json", json.dumps({"side": 128}))
     return path
 
 

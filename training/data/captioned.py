@@ -5,19 +5,15 @@ Shapes: pixels (N, 3, 128, 128) uint8.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import zipfile
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from stagevar_probe.pictures import open_archive
+from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.text.words import split_words
 
 from . import DataError
@@ -34,43 +30,27 @@ class Captioned:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise DataError(
-                f"no file {path}. Make it with: python -m training.data.emoji --output {path} "
-                "(or train on scenes only with --emoji-share 0)"
-            )
         try:
-            with zipfile.ZipFile(path) as file:
-                index = file.read("index.jsonl")
-            self.rows = [json.loads(line) for line in index.splitlines()]
-            self.prompts = [row["prompt"] for row in self.rows]
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise DataError(
-                f"{path} is no zip of captioned pictures ({error}); make it again with: "
-                f"python -m training.data.emoji --output {path}"
-            ) from error
-        self.digest = hashlib.sha256(index).hexdigest()[:16]
+            self.archive = open_archive(path)
+        except CalibrationError as error:
+            raise DataError(f"{error} (--emoji-share 0 trains on scenes only)") from error
+        self.digest = self.archive.sha256[:16]
 
     def words(self) -> list[str]:
         """Every word of a caption, of held-out pictures too, sorted."""
-        return sorted({word for prompt in self.prompts for word in split_words(prompt)})
+        prompts = [picture.prompt for picture in self.archive.pictures]
+        return sorted({word for prompt in prompts for word in split_words(prompt)})
 
     def captions(self, split: str) -> list[str]:
         """Captions of a split, in the order of :meth:`pixels`."""
-        return [row["prompt"] for row in self.rows if row["split"] == split]
+        return [picture.prompt for picture in self.archive.of(split)]
 
     def pixels(self, split: str) -> Tensor:
         """Pictures of a split."""
-        pictures = []
-        with zipfile.ZipFile(self.path) as file:
-            for row in self.rows:
-                if row["split"] == split:
-                    with Image.open(io.BytesIO(file.read(row["file"]))) as picture:
-                        pictures.append(np.asarray(picture.convert("RGB")))
+        pictures = self.archive.of(split)
         if not pictures:
-            raise DataError(f"{self.path} has no picture of the split {split!r}")
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            raise DataError(f"{self.archive.path} has no picture of the split {split!r}")
+        return self.archive.pixels(pictures)
 
     @cached_property
     def _training(self) -> tuple[Tensor, list[str]]:

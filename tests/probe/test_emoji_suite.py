@@ -1,4 +1,4 @@
-"""pytest tests/probe/test_emoji.py — archives of pictures, retrieval, and the emoji suite."""
+"""pytest tests/probe/test_emoji_suite.py — archives of pictures, retrieval, and the emoji suite."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 PACKAGES := stagevar_runtime stagevar_probe
 CHECKPOINT := checkpoints/fashion/var_fashion.pth
 SCENES := checkpoints/scenes/scenes.safetensors
+EMOJI := checkpoints/scenes-emoji/scenes.safetensors
 
-.PHONY: venv demo demo-t2i test lint clean bench-gpu
+.PHONY: venv demo demo-t2i test lint clean bench-gpu train-gpu
 
 venv: $(VENV)/.installed
 
@@ -48,3 +49,13 @@ clean:
 # Needs a CUDA device; writes benchmarks/results/gpu_*.json (DRY=1 tries it without one).
 bench-gpu: venv
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
+
+# Needs a CUDA device and npm, half an hour: the larger model on scenes and emoji, and its scores.
+train-gpu: venv
+	$(BIN)/python -m pip install --quiet -e '.[training,metrics]' -c constraints.txt
+	$(BIN)/python -m training.data.emoji --output runs/emoji.zip
+	$(BIN)/python -m training.train_scenes --preset gpu
+	$(BIN)/stagevar-probe calibrate $(EMOJI) --features effnet-64
+	$(BIN)/stagevar-probe evaluate $(EMOJI) --features effnet-64 --output runs/scenes.html
+	$(BIN)/stagevar-probe evaluate $(EMOJI) --features effnet-64 --output runs/emoji.html \
+		--suite emoji --pictures runs/emoji.zip

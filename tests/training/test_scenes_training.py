@@ -27,7 +27,13 @@ from training.scenes.settings import (
     transformer_config,
 )
 from training.scenes.tokenizer import DECODER, TokenizerPlan, encode, quantize, train_tokenizer
-from training.scenes.transformer import TextToImage, parameters_by_use, teacher
+from training.scenes.transformer import (
+    TextToImage,
+    importance,
+    parameters_by_use,
+    some_tokens,
+    teacher,
+)
 
 CAPTIONS = training_set(3, seed=3)[1]
 
@@ -79,6 +85,48 @@ def test_a_prefix_is_the_beginning_of_the_whole(exported) -> None:
         whole = model(ids, mask, none, teacher(vae, features, SIZES, 10, None)[0])
         part = model(ids, mask, none, teacher(vae, features, SIZES, 7, None)[0])
     assert part.shape[1] == 155 and torch.allclose(whole[:, :155], part, atol=1e-5)
+
+
+def test_tokens_that_are_kept_stand_at_their_own_places(exported) -> None:
+    vae, model, *_ = exported
+    ids, mask = model.words.numbered(CAPTIONS[:2])
+    none, inputs = (
+        torch.zeros(2, dtype=torch.bool),
+        teacher(vae, torch.randn(2, BITS, 16, 16), SIZES, 10, None)[0],
+    )
+    every = torch.arange(680).expand(2, -1)
+    with torch.no_grad():
+        whole = model(ids, mask, none, inputs)
+        same = model(ids, mask, none, inputs, every)
+        first = model(ids, mask, none, inputs, every[:, :424])  # the last scale left out
+        mixed = torch.cat(
+            [every[:, :424], torch.randperm(256)[:90].sort().values.expand(2, -1) + 424], 1
+        )
+        some = model(ids, mask, none, inputs, mixed)
+    assert torch.allclose(whole, same, atol=1e-5)
+    assert torch.allclose(whole[:, :424], first, atol=1e-5)
+    assert some.shape[1] == 424 + 90 and torch.allclose(whole[:, :424], some[:, :424], atol=1e-5)
+    assert not torch.allclose(
+        whole[:, mixed[0, 424:]], some[:, 424:], atol=1e-5
+    )  # fewer to look at
+
+
+def test_things_count_more_than_the_ground_and_are_drawn_more() -> None:
+    features = 0.1 * torch.randn(4, BITS, 16, 16)
+    features[:, :, 4:8, 4:8] += 2.0
+    weights = importance(features, SIZES)
+    lengths = [h * w for h, w in SIZES]
+    for part in weights.split(lengths, 1):
+        assert torch.allclose(part.mean(1), torch.ones(4), atol=1e-4) and (part >= 0.2).all()
+    thing = torch.zeros(16, 16, dtype=torch.bool)
+    thing[4:8, 4:8] = True
+    assert weights[:, -256:][:, thing.flatten()].min() > 5
+    kept = some_tokens(weights, lengths, 0.45)
+    assert (kept.diff(dim=1) > 0).all() and kept.max() < 680
+    assert kept.shape[1] == 255 + round(0.45 * 169) + round(0.45 * 256)
+    assert torch.equal(kept[:, :255], torch.arange(255).expand(4, -1))
+    drawn = torch.zeros(4, 680).scatter_(1, kept, 1.0)[:, -256:]
+    assert drawn[:, thing.flatten()].mean() > 0.9
 
 
 def test_targets_are_the_tokenizers_bits(exported) -> None:

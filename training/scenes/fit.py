@@ -20,7 +20,7 @@ from stagevar_runtime.families.bsq_vae import BSQVAE
 
 from ..fit import Average
 from ..state import Interrupted, load_torch, never, save_torch
-from .transformer import TextToImage, parameters_by_use, teacher
+from .transformer import LARGE, TextToImage, importance, parameters_by_use, some_tokens, teacher
 
 
 def _agreed(values: list[float], device: str) -> list[float]:
@@ -57,21 +57,24 @@ class FitPlan:
     """Hyper-parameters.
 
     ``prefixes``: (scales used, images in a batch, share of the time). ``flips``: a picture's bits
-    are flipped with a probability up to this.
+    are flipped with a probability up to this. ``keep``: share of the tokens of a large scale that
+    are trained on, until ``whole_from`` of the time.
     """
 
     minutes: float = 60.0
     prefixes: tuple[tuple[int, int, float], ...] = (
-        (5, 64, 0.15),
-        (7, 32, 0.4),
+        (5, 64, 0.06),
+        (7, 32, 0.26),
         (9, 16, 0.1),
-        (10, 12, 0.35),
+        (10, 16, 0.58),
     )
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     text_dropout: float = 0.1
     flips: float = 0.2
+    keep: float = 0.45
+    whole_from: float = 0.75
     ema: float = 0.998
     final_rate: float = 0.01
     seed: int = 2
@@ -124,7 +127,8 @@ def fit(
         }
         save_torch(path, state)
 
-    lengths = torch.tensor([h * w for h, w in model.sizes])
+    sizes = [h * w for h, w in model.sizes]
+    lengths = torch.tensor(sizes)
     since_save, mark = 0.0, time.monotonic()
     while True:
         # the prefix that has had least of its share of the time
@@ -140,15 +144,22 @@ def fit(
         torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
         index = torch.randint(len(features), (batch,))
         flips = torch.rand(batch, device=device) * plan.flips
-        inputs, target = teacher(
-            tokenizer, features[index].to(device).float(), model.sizes, count, flips
-        )
+        encoded = features[index].to(device).float()
+        inputs, target = teacher(tokenizer, encoded, model.sizes, count, flips)
+        weights, kept = importance(encoded, model.sizes[:count]), None
+        if progress < plan.whole_from and max(sizes[:count]) >= LARGE:
+            kept = some_tokens(weights, sizes[:count], plan.keep)
+            large = model.level[kept] >= next(k for k, n in enumerate(sizes) if n >= LARGE)
+            weights = weights.gather(1, kept).masked_fill(large, 1.0)  # drawn by it already
+            target = target.gather(1, kept[..., None].expand(-1, -1, target.shape[-1]))
         dropped = torch.rand(batch, device=device) < plan.text_dropout
         longest = int(mask[index].sum(1).max())
-        logits = model(ids[index, :longest], mask[index, :longest], dropped, inputs)
+        logits = model(ids[index, :longest], mask[index, :longest], dropped, inputs, kept)
         losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
-        losses = losses.view(target.shape).mean((0, 2)).split(lengths[:count].tolist())
-        by_scale = torch.stack([part.mean() for part in losses])
+        losses = losses.view(target.shape).mean(2).mul(weights).mean(0)
+        level = model.level[: len(losses)] if kept is None else model.level[kept[0]]
+        parts = losses.split(level.bincount().tolist())
+        by_scale = torch.stack([part.mean() for part in parts])
         weight = lengths[:count].to(device).float().sqrt()
         loss = (by_scale * weight).sum() / weight.sum()
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), plan.final_rate)

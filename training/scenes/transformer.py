@@ -27,7 +27,7 @@ from stagevar_runtime.families.infinity_blocks import (
     Transformer,
 )
 from stagevar_runtime.families.layers import MAX_LOG_SCALE
-from stagevar_runtime.families.rope import infinity_rotations, rotate_pairs
+from stagevar_runtime.families.rope import at_positions, infinity_rotations, rotate_pairs
 from stagevar_runtime.linear import Linear
 from stagevar_runtime.text.words import WordEncoder
 
@@ -36,6 +36,7 @@ from ..products import linear
 Sizes = Sequence[tuple[int, int]]
 Segment = tuple[int, int, Tensor | None]  # queries from, to; mask over the keys before `to`
 TOGETHER = 100  # tokens: the first scales share one masked attention
+LARGE = 150  # tokens from which a scale may be trained on part of them
 
 
 @torch.no_grad()
@@ -67,6 +68,45 @@ def teacher(
     return torch.cat(inputs, 1), torch.cat(targets, 1).long()
 
 
+@torch.no_grad()
+def importance(features: Tensor, sizes: Sizes, plain: float = 0.2) -> Tensor:
+    """Weights (B, L) of the loss, 1 on average over a scale: things count more than the ground.
+
+    By the squared distance of features from the picture's median; ``plain`` is what every token
+    has at least.
+    The bits of a plain ground are mostly noise, and most tokens are ground.
+
+    Args:
+        features: (B, d, H, W) of the encoder.
+        sizes: (h, w) of the scales used.
+    """
+    median = features.flatten(2).median(2).values[:, :, None, None]
+    far = (features - median).square().sum(1, keepdim=True)
+    far = far / far.mean((2, 3), keepdim=True)
+    parts = []
+    for h, w in sizes:
+        grid = F.interpolate(far, size=(h, w), mode="area").flatten(1)
+        parts.append(plain + (1 - plain) * grid / grid.mean(1, keepdim=True))
+    return torch.cat(parts, 1)
+
+
+def some_tokens(weights: Tensor, lengths: Sequence[int], keep: float) -> Tensor:
+    """Token numbers (B, L'), rising, drawn by weight (B, L) at large scales; small ones keep all.
+
+    Training on part of the tokens costs less a picture; all of them follow at the end. Source:
+    MaskDiT (arXiv 2306.09305), section 3.3; there the draw is uniform.
+    """
+    parts, start = [], 0
+    for length, part in zip(lengths, weights.split(list(lengths), 1), strict=True):
+        if length < LARGE:
+            own = torch.arange(length, device=weights.device).expand(len(weights), -1)
+        else:
+            own = part.multinomial(round(keep * length)).sort(1).values
+        parts.append(own + start)
+        start += length
+    return torch.cat(parts, 1)
+
+
 class TextToImage(nn.Module):
     """The word encoder and the transformer, trained together."""
 
@@ -82,22 +122,29 @@ class TextToImage(nn.Module):
         self.register_buffer("level", level, persistent=False)
         initialise(self)
 
-    def segments(self, count: int) -> list[Segment]:
+    def segments(self, lengths: Sequence[int]) -> list[Segment]:
         """Which queries attend together: the small scales at once, then one scale each."""
-        ends = [0]
-        for h, w in self.sizes[:count]:
-            ends.append(ends[-1] + h * w)
+        ends = [0, *itertools.accumulate(lengths)]
         small = max(end for end in ends if end <= TOGETHER)
         level = self.level[:small]
         first: Segment = (0, small, level[:, None] >= level[None, :])
         later = ends[ends.index(small) :]
         return [first, *((a, b, None) for a, b in itertools.pairwise(later))]
 
-    def forward(self, ids: Tensor, mask: Tensor, dropped: Tensor, inputs: Tensor) -> Tensor:
-        """Logits (B, L, d, 2) of word numbers (B, T); ``dropped`` (B,) see no text."""
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        dropped: Tensor,
+        inputs: Tensor,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, L, d, 2) of word numbers (B, T); ``dropped`` (B,) see no text.
+
+        ``kept`` (B, L'): numbers of the only tokens that are run, as many of a scale in every row.
+        """
         t, config = self.transformer, self.config
         length = inputs.shape[1] + 1
-        count = int(self.level[length - 1]) + 1
         text = self.words(ids, mask)
         null = t.cfg_uncond[: mask.shape[1]] * mask[..., None]
         text = t.text_norm(torch.where(dropped[:, None, None], null, text))
@@ -107,8 +154,11 @@ class TextToImage(nn.Module):
         shared = t.shared_ada_lin(condition).unflatten(1, (1, 6, -1))
         start = condition[:, None] + t.pos_start
         x = torch.cat([start, t.word_embed(inputs)], 1) + t.lvl_embed(self.level[:length])
-        rotation = self.cos[:, :length], self.sin[:, :length]
-        segments = self.segments(count)
+        rotation, level = (self.cos[:, :length], self.sin[:, :length]), self.level[:length]
+        if kept is not None:
+            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+            rotation, level = at_positions(rotation, kept), level[kept[0]]
+        segments = self.segments(level.bincount().tolist())
         for block in t.in_order():
             x = run_block(
                 block, x, block.modulation(condition, shared), text, bias, rotation, segments

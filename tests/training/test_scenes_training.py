@@ -17,7 +17,7 @@ from stagevar_runtime.text.words import WordEncoder
 from training import products
 from training.products import rounded
 from training.scenes.export import export, restore
-from training.scenes.fit import FitPlan, fit
+from training.scenes.fit import FitPlan, fit, losses_by_scale
 from training.scenes.settings import (
     BITS,
     SIZES,
@@ -129,6 +129,19 @@ def test_things_count_more_than_the_ground_and_are_drawn_more() -> None:
     assert drawn[:, thing.flatten()].mean() > 0.9
 
 
+def test_small_scales_lose_the_same_whichever_tokens_of_large_ones_are_run(exported) -> None:
+    vae, model, *_ = exported
+    ids, mask = model.words.numbered(CAPTIONS)
+    plan, found = FitPlan(text_dropout=0.0), []
+    for whole in (True, False):
+        torch.manual_seed(0)
+        features = torch.randn(3, BITS, 16, 16)
+        with torch.no_grad():
+            found.append(losses_by_scale(model, vae, features, ids, mask, plan, 10, whole))
+    assert found[0].shape == (10,) and torch.allclose(found[0][:8], found[1][:8], atol=1e-5)
+    assert not torch.allclose(found[0][8:], found[1][8:], atol=1e-5)
+
+
 def test_targets_are_the_tokenizers_bits(exported) -> None:
     vae, *_ = exported
     features = torch.randn(2, BITS, 16, 16)
@@ -154,7 +167,8 @@ def test_what_ships_knows_its_schedule_metric_and_prompts(exported) -> None:
     _, _, paths, pipeline = exported
     assert [scale.height for scale in pipeline.model.scales()] == [h for h, _ in SIZES]
     assert pipeline.metadata["metric"] == "scenes"
-    assert pipeline.sampling().guidance == 3.0 and pipeline.sampling().temperature == 1.0
+    sampling = pipeline.sampling()
+    assert (sampling.guidance, sampling.temperature, sampling.top_p) == (2.5, 1.0, 0.0)
     rows = [json.loads(line) for line in paths[3].read_text().splitlines()]
     assert {row["split"] for row in rows} == {"calibration", "held_out"}
     with pytest.raises(StagevarError, match="draws 16x16 tokens only"):

@@ -81,6 +81,41 @@ class FitPlan:
     log_every: int = 50  # steps
 
 
+def losses_by_scale(
+    model: TextToImage,
+    tokenizer: BSQVAE,
+    features: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    plan: FitPlan,
+    count: int,
+    whole: bool,
+) -> Tensor:
+    """Cross-entropy of a bit at each of the first ``count`` scales, by what tokens count.
+
+    Args:
+        features: (B, d, H, W) of the encoder.
+        ids, mask: (B, T) of the captions.
+        whole: run every token of the large scales, too.
+    """
+    batch, sizes, device = len(features), model.sizes[:count], features.device
+    lengths = [h * w for h, w in sizes]
+    flips = torch.rand(batch, device=device) * plan.flips
+    inputs, target = teacher(tokenizer, features, sizes, count, flips)
+    weights, kept = importance(features, sizes), None
+    if not whole and max(lengths) >= LARGE:
+        kept = some_tokens(weights, lengths, plan.keep)
+        target = target.gather(1, kept[..., None].expand(-1, -1, target.shape[-1]))
+        weights = weights.gather(1, kept)
+        weights[:, sum(n for n in lengths if n < LARGE) :] = 1.0  # drawn by it already
+        lengths = model.level[kept[0]].bincount().tolist()
+    dropped = torch.rand(batch, device=device) < plan.text_dropout
+    logits = model(ids, mask, dropped, inputs, kept)
+    losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+    losses = losses.view(target.shape).mean(2).mul(weights).mean(0)
+    return torch.stack([part.mean() for part in losses.split(lengths)])
+
+
 def fit(
     model: TextToImage,
     tokenizer: BSQVAE,
@@ -127,8 +162,7 @@ def fit(
         }
         save_torch(path, state)
 
-    sizes = [h * w for h, w in model.sizes]
-    lengths = torch.tensor(sizes)
+    roots = torch.tensor([math.sqrt(h * w) for h, w in model.sizes], device=device)
     since_save, mark = 0.0, time.monotonic()
     while True:
         # the prefix that has had least of its share of the time
@@ -143,24 +177,13 @@ def fit(
         count, batch = next((c, b // world) for c, b, _ in plan.prefixes if c == wish)
         torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
         index = torch.randint(len(features), (batch,))
-        flips = torch.rand(batch, device=device) * plan.flips
-        encoded = features[index].to(device).float()
-        inputs, target = teacher(tokenizer, encoded, model.sizes, count, flips)
-        weights, kept = importance(encoded, model.sizes[:count]), None
-        if progress < plan.whole_from and max(sizes[:count]) >= LARGE:
-            kept = some_tokens(weights, sizes[:count], plan.keep)
-            large = model.level[kept] >= next(k for k, n in enumerate(sizes) if n >= LARGE)
-            weights = weights.gather(1, kept).masked_fill(large, 1.0)  # drawn by it already
-            target = target.gather(1, kept[..., None].expand(-1, -1, target.shape[-1]))
-        dropped = torch.rand(batch, device=device) < plan.text_dropout
         longest = int(mask[index].sum(1).max())
-        logits = model(ids[index, :longest], mask[index, :longest], dropped, inputs, kept)
-        losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
-        losses = losses.view(target.shape).mean(2).mul(weights).mean(0)
-        level = model.level[: len(losses)] if kept is None else model.level[kept[0]]
-        parts = losses.split(level.bincount().tolist())
-        by_scale = torch.stack([part.mean() for part in parts])
-        weight = lengths[:count].to(device).float().sqrt()
+        by_scale = losses_by_scale(
+            *(model, tokenizer, features[index].to(device).float()),
+            *(ids[index, :longest], mask[index, :longest], plan, count),
+            whole=progress >= plan.whole_from,
+        )
+        weight = roots[:count]
         loss = (by_scale * weight).sum() / weight.sum()
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), plan.final_rate)
         rate *= plan.learning_rate * min(1.0, (step + 1) / plan.warmup)

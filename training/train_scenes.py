@@ -215,14 +215,15 @@ class Run(Staged):
         tokenizer, (features, captions) = self.tokenizer(), self.features()
         log = self.logger("transformer")
         model = self.model()
-        if self.args.start:
-            restore(model, self.args.start)
+        if self.args.initial:
+            restore(model, self.args.initial)
 
         def export_early(state: dict[str, Tensor], step: int) -> None:
             export(state, tokenizer, self.folder / "early", self.vocabulary)
             log({"step": step, "exported": True})
 
-        plan = replace(self.preset.fit, minutes=self.args.minutes)
+        args = self.args
+        plan = replace(self.preset.fit, minutes=args.minutes, learning_rate=args.learning_rate)
         path = self.folder / "transformer.pt"
         return fit(
             model,
@@ -251,13 +252,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         ("emoji", Path, "zip by training.data.emoji to train on, too"),
         ("emoji-share", float, "of all pictures; 0 is without emoji"),
         ("minutes", float, "transformer's training time"),
+        ("learning-rate", float, "its highest; less with --initial"),
         ("width", int, "transformer's, in steps of 32"),
         ("depth", int, "transformer's blocks"),
     ):
         defaults = in_presets(name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=kind, help=f"{text} ({defaults})")
     parser.add_argument("--tokenizer", type=Path, help="trained one to use; it is not trained on")
-    parser.add_argument("--start", type=Path, help="exported folder to go on from")
+    parser.add_argument("--initial", type=Path, help="exported folder to go on from")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     return parser.parse_args(argv)

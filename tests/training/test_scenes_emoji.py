@@ -149,6 +149,7 @@ def test_presets_fit_their_times_and_options_win(tmp_path: Path) -> None:
     assert (args.minutes, args.width, args.depth, args.emoji) == (7, 256, 8, Path("x.zip"))
     cpu = fill(parse([]))
     assert (cpu.width, cpu.depth, cpu.minutes, cpu.pictures) == (192, 6, 76, 36000)
+    assert cpu.learning_rate == PRESETS["cpu"].fit.learning_rate > 0
     assert cpu.emoji is None and cpu.output == Path("checkpoints/scenes")
     gpu = PRESETS["gpu"]
     assert gpu.tokenizer.minutes + gpu.decoder.minutes + gpu.fit.minutes <= 25 - 2

@@ -39,6 +39,7 @@ class Preset:
             "tokenizer_minutes": self.tokenizer.minutes,
             "decoder_minutes": self.decoder.minutes,
             "minutes": self.fit.minutes,
+            "learning_rate": self.fit.learning_rate,
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ from stagevar_runtime.errors import CalibrationError
 
 from .measurements import read_json, write_json
 from .ranks import ALONE, Ranks
+
+try:
+    import fcntl
+except ImportError:  # Windows: two jobs at once are not told
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("stagevar_probe")
 
@@ -25,22 +31,25 @@ class Partial:
 
     def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
         self.folder, self.ranks = folder, ranks
+        self._lock: int | None = None
 
     def open(self, job: Mapping[str, Any], resume: bool) -> None:
         """Make the folder, or go on with what is in it.
 
         Raises:
-            CalibrationError: it holds another job, and ``resume`` was asked.
+            CalibrationError: it holds another job, and ``resume`` was asked; or another process is
+                at work in it.
         """
         digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
         marker = self.folder / "job.json"
         if self.ranks.first:
             if self.folder.exists() and not resume:
+                self._hold()
                 shutil.rmtree(self.folder)
+            self._hold()
             if marker.exists():
                 logger.info("resuming the calibration in %s", self.folder)
             else:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(marker, {"job": digest})
         self.ranks.wait()
         if not marker.exists():
@@ -53,6 +62,20 @@ class Partial:
                 f"{self.folder} holds an unfinished calibration with other settings: finish it "
                 "with those settings, or start afresh with --no-resume"
             )
+
+    def _hold(self) -> None:
+        """Keep other processes out of the folder for as long as this one lives."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise CalibrationError(
+                f"{self.folder}: another calibration is at work in it. Wait until it is done, or "
+                "name another --output"
+            ) from error
 
     def once(self, name: str, make: Make) -> Any:
         """A piece that one process makes for all, from its file if it is there."""
@@ -83,4 +106,7 @@ class Partial:
         """The job is finished and written: forget the pieces."""
         if self.ranks.first:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         self.ranks.wait()

@@ -142,7 +142,7 @@ def test_a_process_that_dies_leaves_a_state_to_go_on_with(runs) -> None:
     assert "another process of this job ended" in said and "run the same command again" in said
     # 3 chunks: the first alone on trial, then the rest; process 1 died in the second
     assert before == [f".{NAME}.partial"]
-    bases = {"bases.json", "bases.safetensors"}
+    bases = {"bases.json", "bases.safetensors", ".lock"}
     assert {"job.json", "chunk-00000.json", "chunk-00002.json"} | bases == set(left)
     assert "resuming the calibration" in two[0][2]
 
@@ -260,3 +260,24 @@ def test_the_same_inputs_are_not_counted_twice(parts, tmp_path: Path) -> None:
     assert "same inputs" in str(result.exception)
     alone = invoke("merge", parts[0], "-o", tmp_path / "x.json")
     assert "expected 2 or more" in str(alone.exception)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are POSIX's")
+def test_two_jobs_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder, job = tmp_path / "partial", {"a": 1}
+    held = Partial(folder)
+    held.open(job, resume=True)
+    held.once("piece.json", lambda: 1)
+    other = (
+        "import sys; from pathlib import Path; from stagevar_probe.partial import Partial\n"
+        "Partial(Path(sys.argv[1])).open({'a': 1}, resume=sys.argv[2] == 'yes')"
+    )
+    for resume in ("yes", "no"):
+        command = [sys.executable, "-c", other, str(folder), resume]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        assert ran.returncode == 1 and "another calibration is at work" in ran.stderr
+    assert (folder / "piece.json").exists()
+    Partial(folder).open(job, resume=True)  # the same process goes on
+    held.close()
+    assert not folder.exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0

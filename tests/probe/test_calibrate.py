@@ -179,7 +179,7 @@ def test_no_resume_starts_afresh(tmp_path: Path, pipeline: Pipeline) -> None:
     job = job_in(tmp_path, pipeline, Interrupting(0), max_loss=0.2)
     with pytest.raises(KeyboardInterrupt):
         job.run(resume=False)
-    assert {path.name for path in partial.iterdir()} == {"job.json", *BASES}
+    assert {path.name for path in partial.iterdir()} == {".lock", "job.json", *BASES}
 
 
 def test_damaged_partial_state_is_named(tmp_path: Path, pipeline: Pipeline) -> None:

@@ -93,8 +93,7 @@ def keep_evaluation(path: Path) -> None:
         own = row["kind"] in ("plan", "exact")
         ms = row["total_ms"] / row["batch"]
         points[own].append(plots.Point(ms, *row["passed_loss"], row["name"][:28]))
-    lost = {"scenes": "scene pass rate lost"}.get(suite, "pass rate lost")
-    svg = plots.frontier(points[True], None, lost, points[False])
+    svg = plots.frontier(points[True], None, f"{suite} pass rate lost", points[False])
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{suite}-pareto.svg").write_text(svg + "\n", encoding="utf-8")
 

@@ -24,6 +24,7 @@ except ImportError:  # Windows: two jobs at once are not told
 logger = logging.getLogger("stagevar_probe")
 
 Make = Callable[[], Any]
+LOCK = ".lock"
 
 
 class Partial:
@@ -43,10 +44,10 @@ class Partial:
         digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
         marker = self.folder / "job.json"
         if self.ranks.first:
-            if self.folder.exists() and not resume:
-                self._hold()
-                shutil.rmtree(self.folder)
             self._hold()
+            for path in () if resume else self.folder.iterdir():
+                if path.name != LOCK:
+                    path.unlink()
             if marker.exists():
                 logger.info("resuming the calibration in %s", self.folder)
             else:
@@ -66,7 +67,7 @@ class Partial:
     def _hold(self) -> None:
         """Keep other processes out of the folder for as long as this one lives."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
+        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
         if fcntl is None:
             return
         try:

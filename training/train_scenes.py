@@ -86,13 +86,16 @@ class Run(Staged):
             own = len(self.emoji.captions("train"))
             count = emoji_beside(args.pictures, args.emoji_share)
             pictures += f" and {count} emoji ({own} of {args.emoji}, in turn)"
+        tokenizer = (
+            f"{args.tokenizer_minutes:g} min, batch {plan.tokenizer.batch}; then its decoder alone "
+            f"{args.decoder_minutes:g} min, batch {plan.decoder.batch}"
+        )
         batches = ", ".join(f"{batch} to scale {count}" for count, batch, _ in plan.fit.prefixes)
         return "\n".join(
             (
                 f"preset {args.preset} on {args.device}: {', '.join(args.stages)}",
                 f"pictures: {pictures}; {len(self.vocabulary)} words",
-                f"tokenizer: {args.tokenizer_minutes:g} min, batch {plan.tokenizer.batch}; then "
-                f"its decoder alone {args.decoder_minutes:g} min, batch {plan.decoder.batch}",
+                f"tokenizer: {args.tokenizer or tokenizer}",
                 f"transformer: width {args.width}, {args.depth} blocks, {size:.1f} M parameters, "
                 f"{args.minutes:g} min, batches {batches}",
                 f"state in {self.folder} (the same command goes on), result in {args.output}",

@@ -36,6 +36,7 @@ TOKEN_OPTIONS = (  # selector, restorer, keep ratios: the first two at an easy o
 )
 FEATURE_SHARES = (0.5, 0.25)  # of the width: ranks of measured directions
 RAMP_SHARES = (0.5, 0.625, 0.75)  # of the end of a ramp: constants that replace it
+COOL, COLD = 0.6, 0.3  # of the temperature, tried where guidance is dropped
 LARGE = 0.06  # share of the tokens below which dropping guidance a scale earlier saves no time
 EXACT = "exact"
 
@@ -82,10 +83,12 @@ class Menu:
         ]
 
     def joint(self, variant: str) -> tuple[str, ...]:
-        """The schedules a drop is tried under: all; ``null`` as published alone, ``delta`` as
-        published and at the greatest strength."""
+        """The schedules a drop is tried under: all; ``null`` and the coldest as published alone,
+        ``delta`` as published and at the greatest strength."""
         names = tuple(self.schedules)
-        return {"null": names[:1], "delta": names[:1] + names[1:][-1:]}.get(variant, names)
+        if variant == "delta":
+            return names[:1] + names[1:][-1:]
+        return names[:1] if variant in ("null", f"cond@{COLD:g}") else names
 
     def strengths(self, schedule: str, until: int) -> list[PlanStep]:
         """Steps that set the guidance of the scales before ``until``."""
@@ -125,7 +128,8 @@ def default_menu(info: ModelInfo, sampling: Sampling) -> Menu:
     guided = top != float(linear)  # off is 1, or a ramp to 0
     variants: dict[str, tuple[Guidance, float | None]] = {}
     if guided:
-        variants = {"cond": ("cond", None), "cond@0.6": ("cond", 0.6 * sampling.temperature)}
+        variants = {"cond": ("cond", None)}
+        variants |= {f"cond@{t:g}": ("cond", t * sampling.temperature) for t in (COOL, COLD)}
         if info.guides_logits:
             variants["delta"] = ("delta", None)
         if info.rows_independent and "null" in info.branches:

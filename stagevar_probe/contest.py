@@ -17,11 +17,10 @@ from stagevar_runtime.restorers import RESTORERS
 from stagevar_runtime.sampling import Sampling
 from stagevar_runtime.selectors import SELECTORS
 
-from .arms import Menu, default_menu
+from .arms import COOL, Menu, default_menu
 
 EXACT = "exact"
 BRANCHES = ("cond", "null", "delta")
-COOL = 0.6  # of the published temperature, at the scales without guidance
 STRENGTHS = (0.5, 1.5, 2.0)  # of the published guidance, on the exact path
 LATE_DROP = 3  # the scales whose guidance the question about branches drops
 

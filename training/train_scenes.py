@@ -23,7 +23,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_probe.scenes import VOCABULARY, passed, training_set
@@ -38,7 +37,7 @@ from .scenes.export import export, restore
 from .scenes.fit import fit
 from .scenes.presets import PRESETS, emoji_beside, fill, in_presets, same_recipe
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
-from .scenes.tokenizer import encode, quantize, train_tokenizer
+from .scenes.tokenizer import encode, given_tokenizer, quantize, train_tokenizer
 from .scenes.transformer import TextToImage
 from .stages import Staged, show_sizes
 from .state import Interrupted, load_torch, save_json, save_torch
@@ -56,6 +55,12 @@ class Run(Staged):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.preset = PRESETS[args.preset]
+        if args.tokenizer:
+            given_tokenizer(args.tokenizer, TOKENIZER)  # a wrong one is refused before any work
+        own = {"minutes": args.minutes, "learning_rate": args.learning_rate}
+        self.fit = replace(self.preset.fit, **own)
+        if args.initial:
+            self.fit = self.fit.further()
         self.emoji = Captioned(args.emoji) if args.emoji else None
         new = [w for w in self.emoji.words() if w not in VOCABULARY] if self.emoji else []
         self.vocabulary = (*VOCABULARY, *new)
@@ -90,7 +95,7 @@ class Run(Staged):
             f"{args.tokenizer_minutes:g} min, batch {plan.tokenizer.batch}; then its decoder alone "
             f"{args.decoder_minutes:g} min, batch {plan.decoder.batch}"
         )
-        batches = ", ".join(f"{batch} to scale {count}" for count, batch, _ in plan.fit.prefixes)
+        batches = ", ".join(f"{batch} to scale {count}" for count, batch, _ in self.fit.prefixes)
         return "\n".join(
             (
                 f"preset {args.preset} on {args.device}: {', '.join(args.stages)}",
@@ -159,7 +164,7 @@ class Run(Staged):
     def _tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
         if self.args.tokenizer:
-            return BSQVAE.from_tensors(load_file(self.args.tokenizer)).to(self.device)
+            return given_tokenizer(self.args.tokenizer, TOKENIZER).to(self.device)
         plan = replace(self.preset.tokenizer, minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
         saved = load_torch(path)
@@ -225,12 +230,10 @@ class Run(Staged):
             export(state, tokenizer, self.folder / "early", self.vocabulary)
             log({"step": step, "exported": True})
 
-        args = self.args
-        plan = replace(self.preset.fit, minutes=args.minutes, learning_rate=args.learning_rate)
         path = self.folder / "transformer.pt"
         return fit(
             model,
-            *(tokenizer, features, captions, plan, path, self.device, log, export_early),
+            *(tokenizer, features, captions, self.fit, path, self.device, log, export_early),
             stop=self.stop,
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from stagevar_probe.scenes import VOCABULARY
 from stagevar_runtime.errors import StagevarError
@@ -142,6 +143,33 @@ def test_a_larger_vocabulary_goes_on_from_a_smaller(trained: Path, tmp_path: Pat
         new, kept = model.words.numbers[word], old.numbers[word]
         assert torch.equal(rows[new], old.embedding.weight[kept])
     assert torch.equal(rows[model.words.numbers["more"]], before[model.words.numbers["more"]])
+
+
+def test_weights_that_go_on_spend_nearly_all_time_on_every_scale(tmp_path: Path, capsys) -> None:
+    more = ["--runs", str(tmp_path), "--stages"]
+    run = Run(fill(parse([*more, "export", "--initial", "x", "--minutes", "5"])))
+    assert run.fit.prefixes == ((7, 32, 0.1), (10, 16, 0.9)) and run.fit.minutes == 5
+    assert "batches 32 to scale 7, 16 to scale 10" in run.describe()
+    assert Run(fill(parse([*more, "export"]))).fit.prefixes == PRESETS["cpu"].fit.prefixes
+
+
+def test_a_tokenizer_that_cannot_encode_is_refused_before_any_work(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
+    tensors = load_file(trained / "out/infinity_vae_scenes.safetensors")
+    blind = {name: t for name, t in tensors.items() if not name.startswith("encoder.")}
+    save_file(blind, tmp_path / "blind.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    runs = tmp_path / "runs"
+    for name, message in (
+        ("blind", "has no encoder and 16 bits, expected an encoder and 16 bits"),
+        ("text", "cannot be read as a tokenizer"),
+        ("absent", "cannot be read as a tokenizer"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        assert main(["--runs", str(runs), "--tokenizer", str(path)]) == 1
+        assert message in capsys.readouterr().err
+    assert not list(runs.glob("*.pt"))
 
 
 def test_presets_fit_their_times_and_options_win(tmp_path: Path) -> None:

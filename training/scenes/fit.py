@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,6 +79,11 @@ class FitPlan:
     final_rate: float = 0.01
     seed: int = 2
     log_every: int = 50  # steps
+
+    def further(self) -> FitPlan:
+        """The plan for weights that are trained already: nearly all the time on every scale."""
+        (some, large, _), (every, small, _) = self.prefixes[1], self.prefixes[-1]
+        return replace(self, prefixes=((some, large, 0.1), (every, small, 0.9)))
 
 
 def losses_by_scale(

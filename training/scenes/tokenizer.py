@@ -17,11 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.families.bsq_vae import BSQVAE
 from stagevar_runtime.families.vqvae import VQVAEConfig
 
+from ..data import DataError
 from ..state import Interrupted, load_torch, never, save_torch
 
 Sizes = Sequence[tuple[int, int]]
@@ -40,6 +44,25 @@ class TokenizerPlan:
     crops: float = 0.65
     decoder_only: bool = False
     seed: int = 0
+
+
+def given_tokenizer(path: Path, like: VQVAEConfig) -> BSQVAE:
+    """A trained tokenizer's file, of as many bits as ``like``, with its encoder.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        model = BSQVAE.from_tensors(load_file(path))
+    except (OSError, SafetensorError, StagevarError) as error:
+        raise DataError(f"--tokenizer {path}: cannot be read as a tokenizer ({error})") from error
+    if not model.config.encoder or model.config.z_channels != like.z_channels:
+        has = "an encoder" if model.config.encoder else "no encoder"
+        raise DataError(
+            f"--tokenizer {path}: has {has} and {model.config.z_channels} bits, expected an "
+            f"encoder and {like.z_channels} bits"
+        )
+    return model
 
 
 DECODER = TokenizerPlan(10.0, batch=8, learning_rate=1e-3, crops=0.0, decoder_only=True, seed=7)

@@ -59,8 +59,6 @@ class Run(Staged):
             given_tokenizer(args.tokenizer, TOKENIZER)  # a wrong one is refused before any work
         own = {"minutes": args.minutes, "learning_rate": args.learning_rate}
         self.fit = replace(self.preset.fit, **own)
-        if args.initial:
-            self.fit = self.fit.further()
         self.emoji = Captioned(args.emoji) if args.emoji else None
         new = [w for w in self.emoji.words() if w not in VOCABULARY] if self.emoji else []
         self.vocabulary = (*VOCABULARY, *new)

@@ -145,14 +145,6 @@ def test_a_larger_vocabulary_goes_on_from_a_smaller(trained: Path, tmp_path: Pat
     assert torch.equal(rows[model.words.numbers["more"]], before[model.words.numbers["more"]])
 
 
-def test_weights_that_go_on_spend_nearly_all_time_on_every_scale(tmp_path: Path, capsys) -> None:
-    more = ["--runs", str(tmp_path), "--stages"]
-    run = Run(fill(parse([*more, "export", "--initial", "x", "--minutes", "5"])))
-    assert run.fit.prefixes == ((7, 32, 0.1), (10, 16, 0.9)) and run.fit.minutes == 5
-    assert "batches 32 to scale 7, 16 to scale 10" in run.describe()
-    assert Run(fill(parse([*more, "export"]))).fit.prefixes == PRESETS["cpu"].fit.prefixes
-
-
 def test_a_tokenizer_that_cannot_encode_is_refused_before_any_work(
     trained: Path, tmp_path: Path, capsys
 ) -> None:

@@ -34,6 +34,7 @@ from training.scenes.transformer import (
     some_tokens,
     teacher,
 )
+from training.state import Interrupted
 
 CAPTIONS = training_set(3, seed=3)[1]
 
@@ -217,6 +218,31 @@ def test_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:
     steps = [record["step"] for record in seen]
     assert steps == sorted(set(steps)) and len(steps) >= 2
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.05
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.0, 0.0), (0.5, 0.3, 0.7)])
+def test_a_share_of_the_pictures_is_shown_with_anothers_caption(
+    tmp_path: Path, monkeypatch, share: float, low: float, high: float
+) -> None:
+    vae, model = tiny()
+    captions = training_set(40, seed=4)[1]
+    ids, mask = model.words.numbered(captions)
+    own: list[bool] = []
+
+    def watch(model, tokenizer, features, seen, known, *_args, **_kw) -> torch.Tensor:
+        for number, text in zip(features[:, 0, 0, 0].round().int().tolist(), seen, strict=True):
+            own.append(torch.equal(text, ids[number, : len(text)]))
+        return model.words.embedding.weight.sum().expand(4)
+
+    monkeypatch.setattr("training.scenes.fit.losses_by_scale", watch)
+    plan = FitPlan(minutes=10, prefixes=((4, 16, 1.0),), wrong_captions=share)
+    features = torch.arange(40.0)[:, None, None, None].expand(-1, BITS, 16, 16)
+    with pytest.raises(Interrupted):
+        fit(
+            *(model, vae, features, captions, plan, tmp_path / "fit.pt", "cpu", lambda record: None),
+            stop=lambda: len(own) >= 160,
+        )
+    assert low <= 1 - sum(own) / len(own) <= high
 
 
 def test_decoder_alone_leaves_tokens_as_they_were(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,20 +58,22 @@ class FitPlan:
 
     ``prefixes``: (scales used, images in a batch, share of the time). ``flips``: a picture's bits
     are flipped with a probability up to this. ``keep``: share of the tokens of a large scale that
-    are trained on, until ``whole_from`` of the time.
+    are trained on, until ``whole_from`` of the time. ``wrong_captions``: share of the pictures that
+    are shown with another's caption, as in data from the web: what makes guidance matter where the
+    content is decided, and the model follow what is drawn already later on.
     """
 
     minutes: float = 60.0
     prefixes: tuple[tuple[int, int, float], ...] = (
-        (5, 64, 0.06),
-        (7, 32, 0.26),
-        (9, 16, 0.1),
-        (10, 16, 0.58),
+        (5, 64, 0.1),
+        (7, 32, 0.2),
+        (10, 16, 0.7),
     )
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     text_dropout: float = 0.1
+    wrong_captions: float = 0.25
     flips: float = 0.2
     keep: float = 0.45
     whole_from: float = 0.75
@@ -79,11 +81,6 @@ class FitPlan:
     final_rate: float = 0.01
     seed: int = 2
     log_every: int = 50  # steps
-
-    def further(self) -> FitPlan:
-        """The plan for weights that are trained already: nearly all the time on every scale."""
-        (some, large, _), (every, small, _) = self.prefixes[1], self.prefixes[-1]
-        return replace(self, prefixes=((some, large, 0.1), (every, small, 0.9)))
 
 
 def losses_by_scale(
@@ -181,11 +178,12 @@ def fit(
             raise Interrupted
         count, batch = next((c, b // world) for c, b, _ in plan.prefixes if c == wish)
         torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
-        index = torch.randint(len(features), (batch,))
-        longest = int(mask[index].sum(1).max())
+        index, others = torch.randint(len(features), (2, batch))
+        texts = torch.where(torch.rand(batch) < plan.wrong_captions, others, index)
+        longest = int(mask[texts].sum(1).max())
         by_scale = losses_by_scale(
             *(model, tokenizer, features[index].to(device).float()),
-            *(ids[index, :longest], mask[index, :longest], plan, count),
+            *(ids[texts, :longest], mask[texts, :longest], plan, count),
             whole=progress >= plan.whole_from,
         )
         weight = roots[:count]

@@ -28,8 +28,8 @@ Scales = tuple[ScaleSpec, ...]
 Option = TokenOption | FeatureOption
 
 PUBLISHED = "published"
-TOKEN_OPTIONS = (  # selector, restorer, keep ratios: the first two at easy ones as well
-    ("deviation", "cache", (0.7, 0.4)),
+TOKEN_OPTIONS = (  # selector, restorer, keep ratios: one pair at easy ones as well
+    ("deviation", "cache", (0.4,)),
     ("leverage", "lift", (0.85, 0.7, 0.4)),
     ("update", "delta-cache", (0.4,)),
     ("pivot", "lift", (0.4,)),

@@ -55,8 +55,7 @@ class Run(Staged):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.preset = PRESETS[args.preset]
-        if args.tokenizer:
-            given_tokenizer(args.tokenizer, TOKENIZER)  # a wrong one is refused before any work
+        self.given = given_tokenizer(args.tokenizer, TOKENIZER) if args.tokenizer else None
         own = {"minutes": args.minutes, "learning_rate": args.learning_rate}
         self.fit = replace(self.preset.fit, **own)
         self.emoji = Captioned(args.emoji) if args.emoji else None
@@ -161,8 +160,8 @@ class Run(Staged):
 
     def _tokenizer(self) -> BSQVAE:
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
-        if self.args.tokenizer:
-            return given_tokenizer(self.args.tokenizer, TOKENIZER).to(self.device)
+        if self.given is not None:
+            return self.given.to(self.device)
         plan = replace(self.preset.tokenizer, minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
         saved = load_torch(path)
@@ -178,7 +177,7 @@ class Run(Staged):
     def _decoder(self) -> BSQVAE:
         """The tokenizer with its decoder trained on, if it is not yet; its tokens are the same."""
         start = self._tokenizer()
-        if self.args.tokenizer:
+        if self.given is not None:
             return start
         plan = replace(self.preset.decoder, minutes=self.args.decoder_minutes)
         path = self.folder / "decoder.pt"

@@ -38,6 +38,7 @@ FEATURE_SHARES = (0.5, 0.25)  # of the width: ranks of measured directions
 RAMP_SHARES = (0.5, 0.625, 0.75)  # of the end of a ramp: constants that replace it
 COOL, COLD = 0.6, 0.3  # of the temperature, tried where guidance is dropped
 LARGE = 0.06  # share of the tokens below which dropping guidance a scale earlier saves no time
+SKIPPED = 3  # scales in a row at most
 EXACT = "exact"
 
 
@@ -47,7 +48,7 @@ class Arm:
 
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
     (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens`` and ``features``: names of options.
-    ``skip``: nothing runs from ``scale`` on.
+    ``skip``: nothing runs from ``scale`` on, or none of the scales before ``until``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Arm:
     tokens: str | None = None
     skip: bool = False
     features: str | None = None
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Menu:
     def steps(self, arm: Arm, count: int) -> list[PlanStep]:
         """The whole plan of an arm on a model of ``count`` scales."""
         if arm.skip:
-            return [PlanStep(scale=k, run="skip") for k in range(arm.scale, count)]
+            return [PlanStep(scale=k, run="skip") for k in range(arm.scale, arm.until or count)]
         dropped = arm.scale if arm.variant else count
         steps = self.strengths(arm.schedule, dropped)
         if arm.variant:
@@ -169,7 +171,8 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
     cond branch; in other ways or under another schedule only where the scale itself holds a
     sixteenth of them. Tokens are reduced and features narrowed at the scales that hold a seventh or
-    more; skips leave out one to three last scales.
+    more; skips leave out one to three last scales, or one to three others in a row that hold a
+    sixteenth each (the scale after them then draws what they would have drawn, too).
     """
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
@@ -194,7 +197,14 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     ]
     arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
     arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
-    arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - 3), count)]
+    arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)]
+    sizable = [k >= 1 and scale.tokens >= LARGE * total for k, scale in enumerate(scales)]
+    arms += [
+        Arm(f"skip {start} to {stop - 1}", start, skip=True, until=stop)
+        for start in range(1, count)
+        for stop in range(start + 1, min(start + SKIPPED, count - 1) + 1)
+        if all(sizable[start:stop])
+    ]
     return arms
 
 

@@ -176,7 +176,7 @@ class Calibration:
         if self.ranks:
             total += whole * min(1.0, BASIS_IMAGES / len(self.inputs))
         for arm in self.arms:
-            if not arm.skip and arm.scale:
+            if arm.scale:
                 plan = compile_plan(self.menu.steps(arm, len(scales)), info, scales, self.sampling)
                 total += plan_flops(info, plan) - plan_flops(info, plan[: arm.scale])
         return {
@@ -322,7 +322,7 @@ class Calibration:
             losses = measured.losses(arm.name)
             lower = losses.mean() - 1.64 * losses.std() / np.sqrt(len(losses))
             curve = arm.schedule == PUBLISHED and arm.variant == "cond"
-            if lower <= limit or curve or arm.skip:
+            if lower <= limit or curve or (arm.skip and arm.until is None):
                 kept.append(arm)
         logger.info("%d of %d arms go on", len(kept), len(self.arms))
         return kept

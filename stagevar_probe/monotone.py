@@ -45,7 +45,8 @@ def curves(measured: Measurements) -> list[Curve]:
         if len(measured.smooth.get(arm.name, ())) < images or arm.tokens:
             continue
         if arm.skip:
-            families.setdefault("skip", []).append(arm)
+            name = "skip" if arm.until is None else f"skip to {arm.until - 1}"
+            families.setdefault(name, []).append(arm)
         elif arm.variant and measured.menu.variants[arm.variant][1] is None:
             families.setdefault(f"{arm.variant}, {arm.schedule}", []).append(arm)
     return [

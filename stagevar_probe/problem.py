@@ -1,7 +1,7 @@
 """What there is to choose from: measured costs and losses of every option, and a chosen plan.
 
 Interventions measure *events*, not scales: "guidance dropped from scale k on, keeping this branch"
-and "nothing run from scale k on". So those losses are attached to events, token losses to scales,
+and "no scale from k to j - 1 run". So those losses are attached to events, token losses to scales,
 and costs to scales. METHODS sections 2 to 4.
 """
 
@@ -17,6 +17,7 @@ from stagevar_runtime.errors import CalibrationError
 FULL = "full"  # the option that keeps all tokens and features; also the guidance before a drop
 SKIP = "skip"
 
+Skip = tuple[int, int]  # (first scale skipped, first that runs again or the number of scales)
 Drop = tuple[int, str]  # (first scale without guidance, branch variant: "cond", "null@0.6", ...)
 
 
@@ -29,7 +30,8 @@ class Problem:
     present. What has no cost cannot be chosen. ``drop_loss[(k, variant)]``: loss when guidance is
     dropped from k on.
     ``token_loss[(k, tokens)]``: loss of that option alone (``"full"`` is 0; an option without a
-    loss cannot be chosen). ``skip_loss[k]``: loss when nothing is run from k on.
+    loss cannot be chosen). ``skip_loss[k, j]``: loss when no scale from k to j - 1 is
+    run.
     ``schedules``: loss offset of every guidance schedule, the default first.
     ``joint_loss[(schedule, k, variant)]``: measured loss of schedule and drop together, used in
     place of offset + drop loss (they are far from additive, METHODS section 7).
@@ -40,7 +42,7 @@ class Problem:
     ms: Mapping[tuple[int, int, str], float]
     drop_loss: Mapping[Drop, float] = field(default_factory=dict)
     token_loss: Mapping[tuple[int, str], float] = field(default_factory=dict)
-    skip_loss: Mapping[int, float] = field(default_factory=dict)
+    skip_loss: Mapping[Skip, float] = field(default_factory=dict)
     schedules: Mapping[str, float] = field(default_factory=lambda: {"published": 0.0})
     joint_loss: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
     schedule_ms: Mapping[str, float] = field(default_factory=dict)
@@ -54,7 +56,8 @@ class Problem:
                 raise CalibrationError(f"scale {k} has no cost for {FULL!r} at {self.rows} rows")
         if self.rows == 1 and (self.drop_loss or self.joint_loss):
             raise CalibrationError("guidance losses were given, but no scale has a cost at 2 rows")
-        places = [k for k, _, _ in self.ms] + [k for k, _ in self.drop_loss] + list(self.skip_loss)
+        places = [k for k, _, _ in self.ms] + [k for k, _ in self.drop_loss]
+        places += [k for k, j in self.skip_loss for k in (k, j - 1)]
         places += [k for k, _ in self.token_loss] + [k for _, k, _ in self.joint_loss]
         if not all(0 <= k < self.scales for k in places):
             raise CalibrationError(f"options name scales beyond {self.scales - 1}")
@@ -106,7 +109,7 @@ class Solution:
     choices: tuple[Choice, ...]
     schedule: str
     drop: Drop | None
-    skip: int | None
+    skip: Skip | None
     ms: float
     exact_ms: float
     loss: float

@@ -53,7 +53,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     drop: dict[tuple[int, str], float] = {}
     joint: dict[tuple[str, int, str], float] = {}
     tokens: dict[tuple[int, str], float] = {}
-    skip: dict[int, float] = {}
+    skip: dict[tuple[int, int], float] = {}
+    count = len(measured.job["scales"])
     smooth = smoothed(measured)
     for arm in measured.arms:
         if len(measured.smooth.get(arm.name, ())) < images:
@@ -62,7 +63,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         loss = smooth.get(arm.name, float(losses.mean()))
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
         if arm.skip:
-            skip[arm.scale] = loss
+            skip[arm.scale, arm.until or count] = loss
         elif option := arm.tokens or arm.features:
             tokens[arm.scale, option] = loss
         elif arm.variant and arm.schedule == PUBLISHED:
@@ -73,7 +74,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
             schedules[arm.schedule] = loss
     joint = {key: loss for key, loss in joint.items() if key[0] in schedules}
     return Problem(
-        scales=len(measured.job["scales"]),
+        scales=count,
         ms=measured.costs.ms,
         drop_loss=drop,
         token_loss=tokens,
@@ -87,9 +88,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
 def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]:
     """The plan steps a solution stands for."""
     menu, count = measured.menu, len(solution.choices)
-    until = min(
-        count if x is None else x for x in (solution.skip, solution.drop and solution.drop[0])
-    )
+    until = solution.drop[0] if solution.drop else count
     fields: dict[int, dict[str, Any]] = {
         step.scale: step.model_dump(exclude_defaults=True)
         for step in menu.strengths(solution.schedule, until)

@@ -19,8 +19,8 @@ from .propose import problem_from, steps_of
 from .solve import FULL, Problem, Solution, exact_plan, frontier, solve
 from .validate import significantly_worse
 
-ENTRIES = ((1.0, 0.0), (3.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
-FIELD = 10  # candidates at most
+ENTRIES = ((1.0, 0.0), (2.0, 0.0), (3.0, 0.0), (5.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
+FIELD = 12  # candidates at most
 POINTS = 5  # of them from the frontier
 
 

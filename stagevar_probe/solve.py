@@ -2,7 +2,7 @@
 
 A multiple-choice knapsack with ordering constraints (METHODS section 4), as one mixed-integer
 linear programme. Four things are chosen: a guidance schedule, one *drop event* (guidance gone from
-scale k on, keeping one branch variant) or none, one *skip event* (nothing run from scale k on) or
+scale k on, keeping one branch variant) or none, one *skip event* (scales k to j - 1 not run) or
 none, and a token option at every scale that is run.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stagevar_runtime.errors import CalibrationError
 
-from .problem import FULL, SKIP, Choice, Drop, Problem, Solution, exact_plan
+from .problem import FULL, SKIP, Choice, Drop, Problem, Skip, Solution, exact_plan
 
 __all__ = [
     "FULL",
@@ -39,7 +39,7 @@ class _Columns:
     """The binary variables: what each means, its cost, its counted and its raw loss."""
 
     guide: list[tuple[str, Drop | None]]
-    skip: list[int | None]
+    skip: list[Skip | None]
     scale: list[tuple[int, int, str]]  # (k, rows, tokens), rows 0 for a skipped scale
     ms: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -64,9 +64,9 @@ def _columns(problem: Problem, gains: bool) -> _Columns:
             else:  # a sum nobody measured: a gain of the schedule pays for no drop
                 x = problem.drop_loss[event]
                 table.append((ms, count(offset) + count(x), offset + x))
-    skip: list[int | None] = [None, *sorted(problem.skip_loss)]
-    for start in skip:
-        x = 0.0 if start is None else problem.skip_loss[start]
+    skip: list[Skip | None] = [None, *sorted(problem.skip_loss)]
+    for event in skip:
+        x = 0.0 if event is None else problem.skip_loss[event]
         table.append((0.0, count(x), x))
     scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
     table += [(0.0, 0.0, 0.0)] * problem.scales
@@ -104,7 +104,7 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
     for k in range(problem.scales):
         dropped = np.array([drop is not None and drop[0] <= k for _, drop in columns.guide])
         starts = np.array([drop is not None and drop[0] == k for _, drop in columns.guide])
-        skipped = np.array([event is not None and event <= k for event in columns.skip])
+        skipped = np.array([s is not None and s[0] <= k < s[1] for s in columns.skip])
         here = np.array([place == k for place, _, _ in columns.scale])
         kinds = np.array([number for _, number, _ in columns.scale])
         choose, skip, single, order = row(), row(), row(), row()
@@ -112,7 +112,7 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
         add(choose, 1, 1)
         skip[g + s :] = here & (kinds == 0)
         skip[g : g + s] = -1.0 * skipped
-        add(skip, 0, 0)  # skipped here exactly if the skip event is at or before k
+        add(skip, 0, 0)  # skipped here exactly if the skip event spans k
         if problem.rows == 2:
             single[g + s :] = here & (kinds == 1)
             single[:g] = -1.0 * dropped

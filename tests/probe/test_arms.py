@@ -54,6 +54,7 @@ ARMS = [
     *(Arm(f"{t} at {k}", k, tokens=t) for t in MENU.tokens for k in (2, 3)),
     Arm("skip from 3", 3, skip=True),
     Arm("skip from 1", 1, skip=True),
+    Arm("skip 1 to 2", 1, skip=True, until=3),
 ]
 INPUTS = Inputs("three", (0, 3, 1), (11, 12, 13))
 
@@ -156,6 +157,8 @@ def test_menu_steps_say_what_the_arm_is() -> None:
     ]
     skipped = MENU.steps(Arm("s", 2, skip=True), 4)
     assert [(s.scale, s.run) for s in skipped] == [(2, "skip"), (3, "skip")]
+    inner = MENU.steps(Arm("s", 1, skip=True, until=2), 4)
+    assert [(s.scale, s.run) for s in inner] == [(1, "skip")]
 
 
 def scales_of(*sides: int) -> tuple[ScaleSpec, ...]:
@@ -206,7 +209,7 @@ def test_model_work_stays_small(sides: tuple[int, ...], kind: str) -> None:
         if arm.scale:
             plan = compile_plan(menu.steps(arm, len(scales)), info, scales, sampling)
             work += sum(scale_flops(info, plan)[arm.scale :]) / whole
-    assert work < 32  # of these models, which have no features
+    assert work < 36  # of these models, which have no features
 
 
 def test_default_arms_compile_and_are_named_apart() -> None:
@@ -220,7 +223,9 @@ def test_default_arms_compile_and_are_named_apart() -> None:
         plan = compile_plan(menu.steps(arm, len(scales)), info, scales, sampling)
         first = next(k for k, (a, b) in enumerate(zip(plan, exact, strict=True)) if a.asked)
         assert first == (0 if arm.schedule != PUBLISHED else arm.scale)
-    assert {arm.scale for arm in arms if arm.skip} == {7, 8, 9}
+    assert {arm.scale for arm in arms if arm.skip and arm.until is None} == {7, 8, 9}
+    inner = {(arm.scale, arm.until) for arm in arms if arm.until is not None}
+    assert inner == {(6, 7), (6, 8), (6, 9), (7, 8), (7, 9), (8, 9)}
     assert min(arm.scale for arm in arms if arm.tokens) >= 7  # only scales that hold many tokens
 
 

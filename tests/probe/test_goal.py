@@ -23,7 +23,7 @@ PROBLEM = Problem(
     scales=3,
     ms={(k, rows, FULL): rows * 10.0 * (k + 1) for k in range(3) for rows in (1, 2)},
     drop_loss={(1, "cond"): 0.05, (2, "cond"): 0.01},
-    skip_loss={2: 0.04},
+    skip_loss={(2, 3): 0.04},
     budget=0.02,
 )  # exact 120 ms; drop from 2: 90, from 1: 70; skip 2: 60; both: 40
 COSTS = Costs(dict(PROBLEM.ms), {}, decode_ms=20.0, batch=4, repeats=1)

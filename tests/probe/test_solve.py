@@ -36,18 +36,18 @@ def brute(problem, budget, gains=False):
             base = [offset, problem.drop_loss[drop]]
         else:
             continue
-        end = problem.scales if skip is None else skip
-        if drop is not None and drop[0] >= end:
+        run = [k for k in range(problem.scales) if skip is None or not skip[0] <= k < skip[1]]
+        if drop is not None and drop[0] not in run:
             continue
         base += [] if skip is None else [problem.skip_loss[skip]]
-        rows = [1 if problem.rows == 1 or (drop and k >= drop[0]) else 2 for k in range(end)]
+        rows = {k: 1 if problem.rows == 1 or (drop and k >= drop[0]) else 2 for k in run}
         menus = [
             [
                 (cost, 0.0 if t == FULL else problem.token_loss[k, t])
                 for (at, r, t), cost in problem.ms.items()
                 if at == k and r == rows[k] and (t == FULL or (k, t) in problem.token_loss)
             ]
-            for k in range(end)
+            for k in run
         ]
         for picks in itertools.product(*menus):
             raw = base + [x for _, x in picks]
@@ -82,7 +82,12 @@ def random_problem(seed, scales, tokens=2):
         ms,
         drop_loss={pair: loss() for pair in pairs},
         token_loss=token_loss,
-        skip_loss={k: loss() for k in range(scales) if r.random() < 0.5},
+        skip_loss={
+            (k, j): loss()
+            for k in range(scales)
+            for j in range(k + 1, scales + 1)
+            if r.random() < 0.5
+        },
         schedules={"published": 0.0, "constant": loss(), "early": loss()},
         joint_loss={("constant", *pair): loss() for pair in pairs if r.random() < 0.5},
         schedule_ms={"constant": r.choice([0, 0, 3])},
@@ -131,7 +136,7 @@ def test_plans_are_ordered_as_the_engine_needs(seed, scales):
         assert [c.scale for c in plan.choices] == list(range(scales))
         for c in plan.choices:
             gone = plan.drop is not None and c.scale >= plan.drop[0]
-            skipped = plan.skip is not None and c.scale >= plan.skip
+            skipped = plan.skip is not None and plan.skip[0] <= c.scale < plan.skip[1]
             assert c.rows == (0 if skipped else 1 if gone else 2)
             assert c.run == ("skip" if skipped else "full")
             assert c.guidance == ("skip" if skipped else plan.drop[1] if gone else "full")
@@ -162,7 +167,7 @@ def small(**changes):
         },
         drop_loss={(1, "cond"): 0.02, (2, "cond"): 0.004, (2, "null"): 0.001, (1, "null"): 0.05},
         token_loss={(2, "half"): 0.008},
-        skip_loss={2: 0.1},
+        skip_loss={(2, 3): 0.1},
     )
     return replace(base, **changes)
 
@@ -173,7 +178,7 @@ def test_a_plan_read_by_hand():
     assert (plan.drop, plan.choices[2].tokens, plan.ms) == ((2, "null"), "half", 75)
     assert plan.loss == pytest.approx(0.009) and plan.speedup == pytest.approx(1.6)
     skip = solve(small(), 1.0)
-    assert (skip.skip, skip.drop, skip.choices[2].rows) == (2, (1, "cond"), 0)
+    assert (skip.skip, skip.drop, skip.choices[2].rows) == ((2, 3), (1, "cond"), 0)
 
 
 def test_options_without_a_measured_loss_are_never_used():
@@ -219,7 +224,7 @@ def test_infeasible_gives_the_exact_path_flagged():
 
 def test_unguided_models_have_one_row():
     ms = {(k, 1, t): 10.0 / (1 + (t != FULL)) for k in range(3) for t in (FULL, "half")}
-    problem = Problem(3, ms, token_loss={(2, "half"): 0.001}, skip_loss={2: 0.2})
+    problem = Problem(3, ms, token_loss={(2, "half"): 0.001}, skip_loss={(2, 3): 0.2})
     plan = solve(problem, 0.01)
     assert plan.ms == 25 and [c.guidance for c in plan.choices] == [FULL] * 3
 
@@ -235,8 +240,8 @@ def tabulate(problem, thousandths):
     for name, drop, skip in itertools.product(
         problem.schedules, [None, *drops], [None, *problem.skip_loss]
     ):
-        end = problem.scales if skip is None else skip
-        if drop is not None and drop[0] >= end:
+        run = [k for k in range(problem.scales) if skip is None or not skip[0] <= k < skip[1]]
+        if drop is not None and drop[0] not in run:
             continue
         start = 0 if skip is None else units(problem.skip_loss[skip])
         if drop is not None and (name, *drop) in problem.joint_loss:
@@ -247,7 +252,7 @@ def tabulate(problem, thousandths):
             continue
         least = np.full(thousandths + 1, math.inf)  # by loss spent so far
         least[start] = problem.schedule_ms.get(name, 0)
-        for k in range(end):
+        for k in run:
             rows = 1 if drop is not None and k >= drop[0] else 2
             after = np.full_like(least, math.inf)
             for (at, r, t), ms in problem.ms.items():
@@ -268,7 +273,11 @@ def test_real_sizes_equal_dynamic_programming(seed):
     tokens = {key: abs(x) + 0.003 for key, x in problem.token_loss.items()}
     drops = {key: abs(x) + 0.005 * (10 - key[0]) for key, x in problem.drop_loss.items()}
     problem = replace(
-        problem, token_loss=tokens, drop_loss=drops, joint_loss={}, skip_loss={9: 0.05}
+        problem,
+        token_loss=tokens,
+        drop_loss=drops,
+        joint_loss={},
+        skip_loss={(9, 10): 0.05, (6, 8): 0.03},
     )
     for budget in (30, 60):
         plan = solve(problem, budget / 1000 + 0.0005)
@@ -281,7 +290,8 @@ def test_real_sizes_equal_dynamic_programming(seed):
         {"ms": {(0, 2, FULL): 1.0}},
         {"drop_loss": {(9, "cond"): 0.1}},
         {"joint_loss": {("unknown", 1, "cond"): 0.1}},
-        {"skip_loss": {1: math.nan}},
+        {"skip_loss": {(1, 2): math.nan}},
+        {"skip_loss": {(1, 9): 0.1}},
         {"schedules": {}},
         {"ms": {(k, 1, FULL): 1.0 for k in range(3)}},
     ],

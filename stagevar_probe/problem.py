@@ -109,7 +109,7 @@ class Solution:
     choices: tuple[Choice, ...]
     schedule: str
     drop: Drop | None
-    skip: Skip | None
+    skips: tuple[Skip, ...]
     ms: float
     exact_ms: float
     loss: float
@@ -130,4 +130,4 @@ def exact_plan(problem: Problem, budget: float = 0.0) -> Solution:
         for k in range(problem.scales)
     )
     name, ms = problem.default_schedule, problem.exact_ms
-    return Solution(choices, name, None, None, ms, ms, max(0.0, problem.schedules[name]), budget)
+    return Solution(choices, name, None, (), ms, ms, max(0.0, problem.schedules[name]), budget)

@@ -48,7 +48,8 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
     ]
     loosest = 4 * max(BUDGETS.values()) * max_loss
     chosen += [s for s in frontier(problem, POINTS) if s.loss <= loosest]
-    drops = [s for s in best_drops(problem) if s.loss <= loosest]
+    careful = problem_from(measured, max_loss, 1.0)  # the least of many is often a lucky one
+    drops = [s for s in best_drops(careful) if s.loss <= loosest]
     must = {steps_of(s, measured) for s in drops}
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}
     for solution in [*drops, *chosen]:

@@ -2,8 +2,8 @@
 
 A multiple-choice knapsack with ordering constraints (METHODS section 4), as one mixed-integer
 linear programme. Four things are chosen: a guidance schedule, one *drop event* (guidance gone from
-scale k on, keeping one branch variant) or none, one *skip event* (scales k to j - 1 not run) or
-none, and a token option at every scale that is run.
+scale k on, keeping one branch variant) or none, any *skip events* (scales k to j - 1 not run) that
+do not touch, and a token option at every scale that is run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Columns:
     """The binary variables: what each means, its cost, its counted and its raw loss."""
 
     guide: list[tuple[str, Drop | None]]
-    skip: list[Skip | None]
+    skip: list[Skip]
     scale: list[tuple[int, int, str]]  # (k, rows, tokens), rows 0 for a skipped scale
     ms: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -64,9 +64,9 @@ def _columns(problem: Problem, gains: bool) -> _Columns:
             else:  # a sum nobody measured: a gain of the schedule pays for no drop
                 x = problem.drop_loss[event]
                 table.append((ms, count(offset) + count(x), offset + x))
-    skip: list[Skip | None] = [None, *sorted(problem.skip_loss)]
-    for event in skip:
-        x = 0.0 if event is None else problem.skip_loss[event]
+    skip = sorted(problem.skip_loss)
+    for span in skip:
+        x = problem.skip_loss[span]
         table.append((0.0, count(x), x))
     scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
     table += [(0.0, 0.0, 0.0)] * problem.scales
@@ -98,21 +98,21 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
     one = row()
     one[:g] = 1
     add(one, 1, 1)
-    one = row()
-    one[g : g + s] = 1
-    add(one, 1, 1)
     for k in range(problem.scales):
         dropped = np.array([drop is not None and drop[0] <= k for _, drop in columns.guide])
         starts = np.array([drop is not None and drop[0] == k for _, drop in columns.guide])
-        skipped = np.array([s is not None and s[0] <= k < s[1] for s in columns.skip])
+        skipped = np.array([start <= k < stop for start, stop in columns.skip])
+        touches = np.array([k in span for span in columns.skip])
         here = np.array([place == k for place, _, _ in columns.scale])
         kinds = np.array([number for _, number, _ in columns.scale])
-        choose, skip, single, order = row(), row(), row(), row()
+        choose, skip, apart, single, order = row(), row(), row(), row(), row()
         choose[g + s :] = here
         add(choose, 1, 1)
         skip[g + s :] = here & (kinds == 0)
         skip[g : g + s] = -1.0 * skipped
-        add(skip, 0, 0)  # skipped here exactly if the skip event spans k
+        add(skip, 0, 0)  # skipped here exactly if a skip event spans k
+        apart[g : g + s] = touches
+        add(apart, 0, 1)  # two that touch are a longer one, which has a loss of its own
         if problem.rows == 2:
             single[g + s :] = here & (kinds == 1)
             single[:g] = -1.0 * dropped
@@ -165,7 +165,7 @@ class _Model:
         problem, columns = self.problem, self.columns
         g, s = len(columns.guide), len(columns.skip)
         schedule, drop = columns.guide[int(chosen[:g].argmax())]
-        skip = columns.skip[int(chosen[g : g + s].argmax())]
+        skips = tuple(columns.skip[i] for i in np.flatnonzero(chosen[g : g + s]))
         choices = []
         for i in np.flatnonzero(chosen[g + s :]):
             k, rows, tokens = columns.scale[i]
@@ -177,7 +177,7 @@ class _Model:
             tuple(sorted(choices, key=lambda choice: choice.scale)),
             schedule,
             drop,
-            skip,
+            skips,
             float(columns.ms[chosen].sum()),
             problem.exact_ms,
             float(columns.loss[chosen].sum()),

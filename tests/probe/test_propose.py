@@ -141,7 +141,7 @@ def solution(schedule=PUBLISHED, drop=None, skip=None, tokens: dict[int, str] | 
         gone = drop is not None and k >= drop[0]
         guidance, rows = (drop[1], 1) if gone else (FULL, 2)
         choices.append(Choice(k, "full", guidance, rows, (tokens or {}).get(k, FULL), 1.0))
-    return Solution(tuple(choices), schedule, drop, skip, 1.0, 2.0, 0.0, 0.1)
+    return Solution(tuple(choices), schedule, drop, (skip,) if skip else (), 1.0, 2.0, 0.0, 0.1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,9 +19,10 @@ from .propose import problem_from, steps_of
 from .solve import FULL, Problem, Solution, exact_plan, frontier, solve
 from .validate import significantly_worse
 
-ENTRIES = ((1.0, 0.0), (2.0, 0.0), (3.0, 0.0), (5.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
+ENTRIES = ((1.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
+LOOSEST = 2.0  # of the loosest budget: sums of losses are often too high
 FIELD = 12  # candidates at most
-POINTS = 5  # of them from the frontier
+POINTS = 12  # of a frontier
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,19 @@ class Candidate:
 def field(measured: Measurements, max_loss: float) -> list[Candidate]:
     """Distinct candidates, slow to fast.
 
-    For every scale the best way to drop guidance from it on, all tokens kept; what the solver picks
-    for budgets around the one asked for; and its frontier. Plans that promise to lose more than
-    the loosest budget allows several times over are left out.
+    For every scale the best way to drop guidance from it on, all tokens kept, where it promises to
+    keep the loosest budget; what the solver picks for the one asked for; and its frontiers, with
+    the losses as measured and with caution, to several times the loosest budget.
     """
     problem = problem_from(measured, max_loss)
     chosen = [
         solve(problem_from(measured, max_loss, caution), share * max_loss)
         for share, caution in ENTRIES
     ]
-    loosest = 4 * max(BUDGETS.values()) * max_loss
-    chosen += [s for s in frontier(problem, POINTS) if s.loss <= loosest]
+    loosest = max(BUDGETS.values()) * max_loss
     careful = problem_from(measured, max_loss, 1.0)  # the least of many is often a lucky one
+    for losses in (problem, careful):
+        chosen += frontier(losses, POINTS, max_loss=LOOSEST * loosest)
     drops = [s for s in best_drops(careful) if s.loss <= loosest]
     must = {steps_of(s, measured) for s in drops}
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}

@@ -243,20 +243,21 @@ def frontier(
     problem: Problem,
     points: int = 9,
     *,
+    max_loss: float = np.inf,
     allow_gains: bool = False,
     time_limit_s: float = 30.0,
 ) -> list[Solution]:
     """At most ``points`` non-dominated plans, slow to fast.
 
-    From the fastest plan that loses nothing to the fastest plan of all, with times spread evenly
-    between: each is the least loss for its time and the least time for its loss. The budget of
+    From the fastest plan that loses nothing to the fastest that loses at most ``max_loss``, with
+    times spread evenly between: each is the least loss for its time and the least time for its loss. The budget of
     each is its own loss. The problem's own budget plays no part.
     """
     if points < 2:
         raise CalibrationError(f"got {points} points, expected 2 or more")
     model = _Model(problem, allow_gains, time_limit_s)
     least = model.minimise(model.columns.loss, np.inf)
-    quickest = model.minimise(model.columns.ms, np.inf)
+    quickest = model.minimise(model.columns.ms, max_loss)
     if least is None or quickest is None:
         return []
     floor = float(model.columns.loss[least[0]].sum())

@@ -169,7 +169,7 @@ def test_what_ships_knows_its_schedule_metric_and_prompts(exported) -> None:
     assert [scale.height for scale in pipeline.model.scales()] == [h for h, _ in SIZES]
     assert pipeline.metadata["metric"] == "scenes"
     sampling = pipeline.sampling()
-    assert (sampling.guidance, sampling.temperature, sampling.top_p) == (3.0, 0.5, 0.0)
+    assert (sampling.guidance, sampling.temperature, sampling.top_p) == (2.5, 1.0, 0.0)
     rows = [json.loads(line) for line in paths[3].read_text().splitlines()]
     assert {row["split"] for row in rows} == {"calibration", "held_out"}
     with pytest.raises(StagevarError, match="draws 16x16 tokens only"):

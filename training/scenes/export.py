@@ -21,8 +21,7 @@ from .transformer import TextToImage
 
 NAME = "scenes"
 TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
-# guidance and temperature as published for Infinity-2B
-METADATA = {"metric": "scenes", "guidance": "3", "temperature": "0.5", "top_p": "0"}
+METADATA = {"metric": "scenes", "guidance": "2.5", "temperature": "1", "top_p": "0"}
 PROMPTS = {"calibration": 240, "held_out": 1050}
 
 

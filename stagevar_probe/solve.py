@@ -250,8 +250,8 @@ def frontier(
     """At most ``points`` non-dominated plans, slow to fast.
 
     From the fastest plan that loses nothing to the fastest that loses at most ``max_loss``, with
-    times spread evenly between: each is the least loss for its time and the least time for its loss. The budget of
-    each is its own loss. The problem's own budget plays no part.
+    times spread evenly between: each is the least loss for its time and the least time for its
+    loss. The budget of each is its own loss. The problem's own budget plays no part.
     """
     if points < 2:
         raise CalibrationError(f"got {points} points, expected 2 or more")

@@ -321,3 +321,9 @@ def test_refuses(changes):
 def test_refuses_too_few_points():
     with pytest.raises(CalibrationError):
         frontier(small(), 1)
+
+
+def test_a_frontier_ends_at_the_loss_it_is_given():
+    whole, bounded = frontier(small(), 5), frontier(small(), 5, max_loss=0.03)
+    assert max(plan.loss for plan in whole) > 0.03 >= max(plan.loss for plan in bounded)
+    assert bounded[-1].ms == solve(small(), 0.03).ms

@@ -6,13 +6,14 @@ taken for one plan: it names a field of candidates, and measurement chooses amon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from stagevar_runtime.profile import PlanStep
 
+from .arms import PUBLISHED
 from .goal import BUDGETS
 from .measurements import Measurements
 from .propose import problem_from, steps_of
@@ -39,27 +40,41 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
     """Distinct candidates, slow to fast.
 
     For every scale the best way to drop guidance from it on, all tokens kept, where it promises to
-    keep the loosest budget; what the solver picks for the one asked for; and its frontiers, with
-    the losses as measured and with caution, to several times the loosest budget.
+    keep the loosest budget; what the solver picks for the one asked for; and its frontiers to
+    several times the loosest budget, with the losses as measured and with caution. Half of the
+    field is a frontier under the published guidance alone: another guidance changes the whole
+    picture, so that its loss has the widest interval, and a lucky one would be in every plan.
     """
     problem = problem_from(measured, max_loss)
+    careful = problem_from(measured, max_loss, 1.0)  # the least of many is often a lucky one
+    alone = {PUBLISHED: problem.schedules[PUBLISHED]}
+    published = replace(problem, schedules=alone, joint_loss={}, schedule_ms={})
+    loosest = max(BUDGETS.values()) * max_loss
+    drops = [s for s in best_drops(careful) if s.loss <= loosest]
     chosen = [
         solve(problem_from(measured, max_loss, caution), share * max_loss)
         for share, caution in ENTRIES
     ]
-    loosest = max(BUDGETS.values()) * max_loss
-    careful = problem_from(measured, max_loss, 1.0)  # the least of many is often a lucky one
     for losses in (problem, careful):
         chosen += frontier(losses, POINTS, max_loss=LOOSEST * loosest)
-    drops = [s for s in best_drops(careful) if s.loss <= loosest]
-    must = {steps_of(s, measured) for s in drops}
+    unchanged = frontier(published, POINTS, max_loss=LOOSEST * loosest)
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}
-    for solution in [*drops, *chosen]:
-        steps = steps_of(solution, measured)
-        if steps:
-            distinct.setdefault(steps, Candidate("", steps, solution.ms, solution.loss))
+    for group, must in (([*drops, *chosen], drops), (unchanged, [])):
+        found = {steps_of(s, measured): s for s in reversed(group)}
+        found.pop((), None)
+        candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
+        kept = _spread(candidates, {steps_of(s, measured) for s in must})
+        distinct |= {candidate.steps: candidate for candidate in kept}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
-    while len(ordered) > FIELD:  # leave out the one nearest in time to the next slower one
+    return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
+
+
+def _spread(
+    candidates: Sequence[Candidate], must: Collection[tuple[PlanStep, ...]]
+) -> list[Candidate]:
+    """Half a field of them, spread over time."""
+    ordered = sorted(candidates, key=lambda c: -c.ms)
+    while len(ordered) > FIELD // 2:  # leave out the one nearest in time to the next slower one
         gaps = {
             after.steps: before.ms - after.ms
             for before, after in pairwise(ordered)
@@ -69,7 +84,7 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
             break
         nearest = min(gaps, key=gaps.__getitem__)
         ordered = [c for c in ordered if c.steps != nearest]
-    return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
+    return ordered
 
 
 def best_drops(problem: Problem) -> list[Solution]:

@@ -21,6 +21,7 @@ from stagevar_probe.propose import (
     stages_of,
     steps_of,
 )
+from stagevar_probe.race import FIELD, field
 from stagevar_probe.solve import FULL, SKIP, Choice, Solution, solve
 from stagevar_probe.spectrum import ratio_name
 from stagevar_runtime.errors import CalibrationError
@@ -261,3 +262,14 @@ def test_estimates_and_stages() -> None:
     assert made.value == 0.5 and made.ci95 is not None and made.ci95[0] < 0.5 < made.ci95[1]
     found = stages_of(measured())
     assert 0 <= found.structure <= found.refinement <= 3
+
+
+def test_the_race_has_plans_with_and_without_another_guidance() -> None:
+    candidates = field(measured(), 0.02)
+    assert [c.ms for c in candidates] == sorted((c.ms for c in candidates), reverse=True)
+    assert len({c.steps for c in candidates}) == len(candidates) <= FIELD
+    assert all(c.steps for c in candidates)
+    changed = [any(s.guidance_scale is not None for s in c.steps) for c in candidates]
+    assert any(changed) and not all(changed)
+    unchanged = [c for c, other in zip(candidates, changed, strict=True) if not other]
+    assert PlanStep(scale=3, tokens=MENU.tokens["half"]) in [c.steps[-1] for c in unchanged]

@@ -171,8 +171,8 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
     cond branch; in other ways or under another schedule only where the scale itself holds a
     sixteenth of them. Tokens are reduced and features narrowed at the scales that hold a seventh or
-    more; skips leave out one to three last scales, or one to three others in a row that hold a
-    sixteenth each (the scale after them then draws what they would have drawn, too).
+    more; skips leave out one to three last scales, or one to three others in a row that hold an
+    eighth each (the scale after them then draws what they would have drawn, too).
     """
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
@@ -198,7 +198,7 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
     arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
     arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)]
-    sizable = [k >= 1 and scale.tokens >= LARGE * total for k, scale in enumerate(scales)]
+    sizable = [scale.tokens >= total / 8 for scale in scales]
     arms += [
         Arm(f"skip {start} to {stop - 1}", start, skip=True, until=stop)
         for start in range(1, count)

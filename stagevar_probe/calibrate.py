@@ -322,7 +322,7 @@ class Calibration:
             losses = measured.losses(arm.name)
             lower = losses.mean() - 1.64 * losses.std() / np.sqrt(len(losses))
             curve = arm.schedule == PUBLISHED and arm.variant == "cond"
-            if lower <= limit or curve or (arm.skip and arm.until is None):
+            if lower <= limit or curve or arm.skip:
                 kept.append(arm)
         logger.info("%d of %d arms go on", len(kept), len(self.arms))
         return kept

@@ -20,7 +20,7 @@ from .propose import problem_from, steps_of
 from .solve import FULL, Problem, Solution, exact_plan, frontier, solve
 from .validate import significantly_worse
 
-ENTRIES = ((1.0, 0.0), (1.0, 1.0), (1.0, 2.0))  # budgets, caution
+CAUTION = (0.0, 1.0, 2.0)  # standard errors: the least of many losses is often a lucky one
 LOOSEST = 2.0  # of the loosest budget: sums of losses are often too high
 FIELD = 12  # candidates at most
 POINTS = 12  # of a frontier
@@ -45,26 +45,23 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
     field is a frontier under the published guidance alone: another guidance changes the whole
     picture, so that its loss has the widest interval, and a lucky one would be in every plan.
     """
-    problem = problem_from(measured, max_loss)
-    careful = problem_from(measured, max_loss, 1.0)  # the least of many is often a lucky one
+    problems = [problem_from(measured, max_loss, caution) for caution in CAUTION]
+    problem, careful, _ = problems
     alone = {PUBLISHED: problem.schedules[PUBLISHED]}
     published = replace(problem, schedules=alone, joint_loss={}, schedule_ms={})
     loosest = max(BUDGETS.values()) * max_loss
     drops = [s for s in best_drops(careful) if s.loss <= loosest]
-    chosen = [
-        solve(problem_from(measured, max_loss, caution), share * max_loss)
-        for share, caution in ENTRIES
-    ]
+    must = {steps_of(s, measured) for s in drops}
+    chosen = [solve(losses) for losses in problems]
     for losses in (problem, careful):
         chosen += frontier(losses, POINTS, max_loss=LOOSEST * loosest)
     unchanged = frontier(published, POINTS, max_loss=LOOSEST * loosest)
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}
-    for group, must in (([*drops, *chosen], drops), (unchanged, [])):
+    for group in ([*drops, *chosen], unchanged):
         found = {steps_of(s, measured): s for s in reversed(group)}
-        found.pop((), None)
+        found.pop((), None)  # the exact path runs beside them
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
-        kept = _spread(candidates, {steps_of(s, measured) for s in must})
-        distinct |= {candidate.steps: candidate for candidate in kept}
+        distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must)}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
     return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
 

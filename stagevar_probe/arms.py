@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from stagevar_runtime.schema import Guidance
 from .inputs import Inputs
 
 Scales = tuple[ScaleSpec, ...]
-Option = TokenOption | FeatureOption
+Option = TokenOption | FeatureOption | float
 
 PUBLISHED = "published"
 TOKEN_OPTIONS = (  # selector, restorer, keep ratios: one pair at easy ones as well
@@ -34,6 +35,7 @@ TOKEN_OPTIONS = (  # selector, restorer, keep ratios: one pair at easy ones as w
     ("update", "delta-cache", (0.4,)),
     ("pivot", "lift", (0.4,)),
 )
+GUIDED_SHARES = (0.5, 0.35)  # of the last scale's tokens
 FEATURE_SHARES = (0.5, 0.25)  # of the width: ranks of measured directions
 RAMP_SHARES = (0.5, 0.625, 0.75)  # of the end of a ramp: constants that replace it
 COOL, COLD = 0.6, 0.3  # of the temperature, tried where guidance is dropped
@@ -47,7 +49,8 @@ class Arm:
     """One intervention. ``scale`` is the first that differs from its schedule's trunk.
 
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
-    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens`` and ``features``: names of options.
+    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens``, ``features`` and ``part`` (the share
+    of the tokens that is guided): names of options.
     ``skip``: nothing runs from ``scale`` on, or none of the scales before ``until``.
     """
 
@@ -59,6 +62,12 @@ class Arm:
     skip: bool = False
     features: str | None = None
     until: int | None = None
+    part: str | None = None
+
+    @property
+    def option(self) -> str | None:
+        """What changes at ``scale`` alone, by name."""
+        return self.tokens or self.features or self.part
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,22 @@ class Menu:
     variants: dict[str, tuple[Guidance, float | None]]  # and temperature, after the drop
     tokens: dict[str, TokenOption]
     features: dict[str, FeatureOption] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # of the tokens guided, at the last scale
 
     @property
     def options(self) -> dict[str, Option]:
         """What can change at one scale alone, of which a scale has one."""
-        return {**self.tokens, **self.features}
+        return {**self.tokens, **self.features, **self.parts}
+
+    def option(self, name: str) -> dict[str, Any]:
+        """The option of this name as fields of a step."""
+        if name in self.parts:
+            return {"null_keep": self.parts[name]}
+        return (
+            {"tokens": self.tokens[name]}
+            if name in self.tokens
+            else {"features": self.features[name]}
+        )
 
     def drop(self, scale: int, count: int, variant: str, schedule: str) -> list[PlanStep]:
         """Steps that drop guidance from ``scale`` on; ``delta`` keeps the schedule's strength."""
@@ -107,12 +127,8 @@ class Menu:
         steps = self.strengths(arm.schedule, dropped)
         if arm.variant:
             steps += self.drop(arm.scale, count, arm.variant, arm.schedule)
-        if arm.tokens or arm.features:
-            step = PlanStep(
-                scale=arm.scale,
-                tokens=self.tokens[arm.tokens] if arm.tokens else None,
-                features=self.features[arm.features] if arm.features else None,
-            )
+        if option := arm.option:
+            step = PlanStep(scale=arm.scale, **self.option(option))
             steps = [s for s in steps if s.scale != arm.scale] + [step]
         return sorted(steps, key=lambda step: step.scale)
 
@@ -147,7 +163,9 @@ def default_menu(info: ModelInfo, sampling: Sampling) -> Menu:
     tokens = {f"{o.select}+{o.restore} {o.keep:g}": o for o in options}
     ranks = [max(1, round(share * info.width)) for share in FEATURE_SHARES if info.layers]
     features = {f"pca {rank}": FeatureOption(rank=rank, basis="pca") for rank in ranks}
-    return Menu(schedules, variants, tokens, features)
+    whole = guided and "null" in variants and info.guides_logits
+    parts = {f"guided {share:g}": share for share in GUIDED_SHARES if whole}
+    return Menu(schedules, variants, tokens, features, parts)
 
 
 def possible(
@@ -197,6 +215,7 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     ]
     arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
     arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
+    arms += [Arm(f"{p} at {k}", k, part=p) for k in large if k == count - 1 for p in menu.parts]
     arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)]
     sizable = [scale.tokens >= total / 8 for scale in scales]
     arms += [

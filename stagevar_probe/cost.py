@@ -57,7 +57,8 @@ class Costs:
 def cost_plans(
     model: ScaleModel, sampling: Sampling, options: Mapping[str, Option]
 ) -> Iterator[tuple[int, str, Plan]]:
-    """One plan for each (rows, option): the option at every scale that can have it.
+    """One plan for each (rows, option): the option at every scale that can have it, partial
+    guidance at the last alone.
 
     Measured directions take as long as random ones, which every scale has.
     """
@@ -67,10 +68,15 @@ def cost_plans(
         drop = PlanStep(scale=0, guidance="cond") if rows < guided else None
         yield rows, FULL, compile_plan([drop] if drop else [], info, scales, sampling)
         for name, option in options.items():
+            steps = [drop] if drop else []
+            if isinstance(option, float):
+                if rows == 2:
+                    last = PlanStep(scale=scales[-1].index, null_keep=option)
+                    yield rows, name, compile_plan([last], info, scales, sampling)
+                continue
             change: dict[str, Any] = {"tokens": option}
             if isinstance(option, FeatureOption):
                 change = {"features": option.model_copy(update={"basis": "random"})}
-            steps = [drop] if drop else []
             steps += [PlanStep(scale=s.index, **change) for s in scales[1:] if s.kind == "ar"]
             yield rows, name, compile_plan(steps, info, scales, sampling)
 
@@ -97,7 +103,7 @@ def measure_costs(
                 continue
             decode.append(made.decode_ms)
             for step, ms in zip(plan, made.scale_ms, strict=True):
-                if name == FULL or step.reduced or step.features:
+                if name == FULL or step.reduced or step.features or step.null_tokens:
                     times.setdefault((step.scale.index, rows, name), []).append(ms)
     return Costs(
         ms={cell: median(values) for cell, values in times.items()},
@@ -133,10 +139,12 @@ def scale_flops(info: ModelInfo, plan: Plan) -> list[float]:
     for k, step in enumerate(plan):
         for group in step.groups if step.run != "skip" else ():
             run = group.tokens.keep if group.tokens else step.scale.tokens
+            rows = 1 if step.null_tokens else len(step.branches)
             for block in group.blocks:
-                totals[k] += block_flops(
-                    info, len(step.branches), run, cached[block], features=step.features
-                )
+                seen, features = cached[block], step.features
+                totals[k] += block_flops(info, rows, run, seen, features=features)
+                if step.null_tokens:
+                    totals[k] += block_flops(info, 1, step.null_tokens, seen, features=features)
                 cached[block] += run
     return totals
 

@@ -124,6 +124,7 @@ class Measurements:
                     n: FeatureOption.model_validate(f)
                     for n, f in data["menu"].get("features", {}).items()
                 },
+                parts=dict(data["menu"].get("parts", {})),
             )
             costs = data["costs"]
             return cls(

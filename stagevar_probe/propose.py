@@ -64,7 +64,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
         if arm.skip:
             skip[arm.scale, arm.until or count] = loss
-        elif option := arm.tokens or arm.features:
+        elif option := arm.option:
             tokens[arm.scale, option] = loss
         elif arm.variant and arm.schedule == PUBLISHED:
             drop[arm.scale, arm.variant] = loss
@@ -103,10 +103,8 @@ def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]
             own |= {"guidance": guidance, "temperature": temperature}
             if guidance == "delta":
                 own["guidance_scale"] = menu.schedules[solution.schedule]
-        if choice.tokens in menu.features:
-            own["features"] = menu.features[choice.tokens]
-        elif choice.tokens != FULL:
-            own["tokens"] = menu.tokens[choice.tokens]
+        if choice.tokens != FULL:
+            own |= menu.option(choice.tokens)
     steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
     return _without_repeats(steps)
 

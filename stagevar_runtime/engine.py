@@ -16,7 +16,7 @@ from .features import narrowed
 from .graphs import Graphs
 from .guidance import combine
 from .kvcache import cache_bytes
-from .network import Network, run_scale
+from .network import Network, run_partly_guided, run_scale
 from .plan import Plan, ScaleStep, exact_plan
 from .sampling import Noise, Sampling
 from .tokens import resize
@@ -211,18 +211,23 @@ def advance(
     state.narrow = narrowed(model, step.scale.index, step.features)
     for cache in state.kv:
         cache.reserve(step.capacity)
-    logits = network(model, state, step, partial(observer.group, state, step) if observer else None)
+    watch = partial(observer.group, state, step) if observer else None
+    difference = None
+    if step.null_tokens:
+        logits, difference = run_partly_guided(model, state, step, watch)
+    else:
+        logits = network(model, state, step, watch)
     if clock:
         clock.mark()
-    difference = None
     if step.keep_difference:
         state.difference = (step.scale, torch.sub(*logits.chunk(2)))
     if step.delta:
         assert state.difference is not None
         source, kept = state.difference
-        difference = resize(kept, source.grid, step.scale.grid) / step.temperature
+        difference = resize(kept, source.grid, step.scale.grid)
     if step.temperature != 1.0:
         logits = logits / step.temperature
+        difference = None if difference is None else difference / step.temperature
     guided = combine(logits, step.weights, difference)
     if observer:
         observer.logits(state, step, logits, guided)

@@ -39,8 +39,8 @@ def plain_weights(strength: float) -> Weights:
 def combine(logits: Tensor, weights: Weights | None, difference: Tensor | None = None) -> Tensor:
     """``(2B, n, V')`` → ``(B, n, V')``; one branch alone (``weights`` None) passes through.
 
-    ``difference`` ``(B, n, V')``: cond - null of an earlier scale, where ``logits`` hold cond
-    alone. Weights sum to 1, so ``a·cond + b·null = cond - b·(cond - null)``.
+    ``difference`` ``(B, n, V')``: cond - null of an earlier scale or of some tokens, where
+    ``logits`` hold cond alone. Weights sum to 1, so ``a·cond + b·null = cond - b·(cond - null)``.
     """
     if weights is None:
         return logits

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .families.base import ScaleModel, State
 from .plan import GroupStep, ScaleStep
 from .restorers import restore
 from .selectors import SELECTORS, select
-from .tokens import Grid, Scene
+from .tokens import Grid, Scene, put, resize, squared_norm, take, top
 
 Watch = Callable[[int, Tensor], None]  # a group's number and its input
 Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Tensor]
@@ -39,6 +40,27 @@ def run_scale(
     if last in step.store:
         state.features[last] = (step.scale, x)
     return model.logits(state, step.scale, x)
+
+
+def run_partly_guided(
+    model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cond on all tokens, null where guidance moved the logits most at the guided scale before.
+
+    Returns the cond logits and cond - null, ``(B, n, V')`` each; the latter is 0 where null did not
+    run. ``state`` goes on with cond alone.
+    """
+    assert state.difference is not None
+    source, moved = state.difference
+    index = top(squared_norm(resize(moved, source.grid, step.scale.grid)), step.null_tokens)
+    null = state.fork()
+    model.keep(state, "cond")
+    model.keep(null, "null")
+    logits = run_scale(model, state, step, watch)
+    x = take(model.embed(null, step.scale), index)
+    x = model.run(null, step.scale, x, range(model.info.depth), index)
+    moved = take(logits, index) - model.logits(null, step.scale, x)
+    return logits, put(torch.zeros_like(logits), index, moved)
 
 
 def run_group(

@@ -45,7 +45,8 @@ class ScaleStep:
 
     ``branches``: the rows that run (``cond`` and ``null``, or one). ``weights``: how they combine,
     None with one branch alone. ``delta``: the cond branch runs and an earlier scale's cond - null
-    stands in for null; ``keep_difference``: this is that earlier scale. ``store``: block indices
+    stands in for null; ``keep_difference``: this is that earlier scale. ``null_tokens``: null runs
+    on that many tokens, and is gone afterwards (0: on all). ``store``: block indices
     whose input (depth: the last output) the next reduced scale needs. ``capacity``: cached tokens
     a block needs until the batch shrinks.
     ``features``: which layers see part of what enters them. ``smooth``: whether smoothed sampling
@@ -58,6 +59,7 @@ class ScaleStep:
     weights: Weights | None = None
     delta: bool = False
     keep_difference: bool = False
+    null_tokens: int = 0
     temperature: float = 1.0
     groups: tuple[GroupStep, ...] = ()
     features: FeatureStep | None = None
@@ -115,6 +117,8 @@ def compile_plan(
         before, left = left, "cond" if off and mode in ("full", "delta") else mode
         _check_left(before, left, info, scale)
         plan.append(_step(asked, left, off, info, scale, published, sampling, multiple))
+        if plan[-1].null_tokens:
+            mode = left = "cond"
     _check_runs(plan)
     whole = _without_unused_null(_with_difference(plan))
     return tuple(_with_capacity(_with_store(whole)))
@@ -169,6 +173,26 @@ def _check_left(before: Guidance, left: Guidance, info: ModelInfo, scale: ScaleS
         )
 
 
+def _null_tokens(
+    asked: PlanStep, mode: Guidance, off: bool, info: ModelInfo, scale: ScaleSpec, multiple: int
+) -> int:
+    """On how many tokens the null branch runs; 0 where that is all of them."""
+    assert asked.null_keep is not None
+    where = f"scale {scale.index} guides part of its tokens"
+    alone = "null" in info.branches and info.rows_independent and info.guides_logits
+    if not alone:
+        raise ProfileError(
+            f"{where}, which the {info.family} family cannot do: there the null branch does not "
+            "run alone on some tokens. Use 'cond' or 'delta'"
+        )
+    if mode != "full" or off:
+        raise ProfileError(f"{where}, but guidance is dropped there")
+    if asked.tokens is not None or scale.kind != "ar" or not scale.is_map:
+        raise ProfileError(f"{where}, which needs a plain token map that runs in full")
+    keep = kept_tokens(asked.null_keep, scale.tokens, multiple)
+    return keep if keep < scale.tokens else 0
+
+
 def _step(
     asked: PlanStep | None,
     mode: Guidance,
@@ -195,6 +219,9 @@ def _step(
         branches=("cond", "null") if mode == "full" else (ROWS[mode],),
         weights=weights if guided else None,
         delta=mode == "delta",
+        null_tokens=_null_tokens(asked, mode, off, info, scale, multiple)
+        if asked and asked.null_keep is not None
+        else 0,
         temperature=sampling.temperature if temperature is None else temperature,
         groups=_groups(asked.tokens if asked else None, info, scale, multiple),
         features=_features(asked.features, info, scale) if asked and asked.features else None,
@@ -274,17 +301,20 @@ def _check_runs(plan: Sequence[ScaleStep]) -> None:
 
 
 def _with_difference(plan: Sequence[ScaleStep]) -> list[ScaleStep]:
-    """Tell the last guided scale before each ``delta`` scale to keep its difference."""
+    """Tell the last guided scale before each that looks back at it to keep its difference."""
     out: list[ScaleStep] = []
     source: int | None = None
     for step in plan:
         if step.delta and step.weights and step.weights[1] == 0:
             step = replace(step, delta=False, weights=None)  # a strength of 1 is cond alone
-        if step.run != "skip" and step.delta:
+        elif step.null_tokens and step.weights and step.weights[1] == 0:
+            step = replace(step, null_tokens=0)
+        if step.run != "skip" and (step.delta or step.null_tokens):
             if source is None or not out[source].scale.is_map:
                 why = "is no token map" if source is not None else "is none"
+                what = "'delta' guidance" if step.delta else "guidance on part of its tokens"
                 raise ProfileError(
-                    f"scale {step.scale.index} asks for 'delta' guidance, which needs a guided "
+                    f"scale {step.scale.index} asks for {what}, which needs a guided "
                     f"scale before it, but there {why}. Drop guidance later, or use 'cond'"
                 )
             out[source] = replace(out[source], keep_difference=True)

@@ -127,7 +127,8 @@ class PlanStep(Model):
 
     ``guidance``: ``full`` runs both branches, ``cond`` and ``null`` one alone, ``delta`` cond with
     the last guided scale's difference to null. ``guidance_scale`` is the textbook strength w of
-    ``w·cond + (1 - w)·null``; 1 is off.
+    ``w·cond + (1 - w)·null``; 1 is off. ``null_keep``: the share of the tokens that are guided, and
+    so run in the null branch, at what is then the last guided scale.
     """
 
     layout = "terse"
@@ -135,13 +136,14 @@ class PlanStep(Model):
     run: Literal["full", "skip"] = "full"
     guidance: Guidance | None = None
     guidance_scale: float | None = None
+    null_keep: Ratio | None = None
     temperature: PositiveFloat | None = None
     tokens: TokenOption | None = None
     features: FeatureOption | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> PlanStep:
-        names = ("guidance", "guidance_scale", "temperature", "tokens", "features")
+        names = [name for name in type(self).model_fields if name not in ("scale", "run")]
         given = [name for name in names if getattr(self, name) is not None]
         if self.run == "skip" and given:
             raise ValueError(

@@ -132,6 +132,8 @@ def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:
         done.append("guided" if len(step.branches) == 2 else alone)
         if step.weights:
             done[-1] += f" {step.weights[0]:.3g}"
+        if step.null_tokens:
+            done[-1] += f" on {step.null_tokens} tokens"
         reduced = [g.tokens for g in step.groups if g.tokens]
         if reduced:
             one = reduced[0]

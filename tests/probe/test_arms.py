@@ -45,6 +45,7 @@ MENU = Menu(
         "blocks": TokenOption(keep=(0.5, 1), select="pivot", restore="delta-cache", span="block"),
         "projection": TokenOption(keep=0.5, select="projection", restore="cache"),
     },
+    parts={"guided 0.5": 0.5},
 )
 ARMS = [
     Arm("constant 3", 0, "constant 3"),
@@ -52,6 +53,7 @@ ARMS = [
     Arm("joint", 2, "constant 3", "cool"),
     Arm("joint delta", 2, "constant 3", "delta"),
     *(Arm(f"{t} at {k}", k, tokens=t) for t in MENU.tokens for k in (2, 3)),
+    *(Arm(f"guided 0.5 at {k}", k, part="guided 0.5") for k in (2, 3)),
     Arm("skip from 3", 3, skip=True),
     Arm("skip from 1", 1, skip=True),
     Arm("skip 1 to 2", 1, skip=True, until=3),
@@ -226,6 +228,7 @@ def test_default_arms_compile_and_are_named_apart() -> None:
     assert {arm.scale for arm in arms if arm.skip and arm.until is None} == {7, 8, 9}
     inner = {(arm.scale, arm.until) for arm in arms if arm.until is not None}
     assert inner == {(7, 8), (7, 9), (8, 9)}
+    assert {(arm.scale, arm.part) for arm in arms if arm.part} == {(9, p) for p in menu.parts}
     assert min(arm.scale for arm in arms if arm.tokens) >= 7  # only scales that hold many tokens
 
 

@@ -30,12 +30,14 @@ HALF = TokenOption(keep=0.5, select="norm", restore="cache", span="all")
 
 
 def test_every_cell_is_there(tiny_var: VAR) -> None:
-    tokens = default_menu(tiny_var.info, SAMPLING).tokens
+    menu = default_menu(tiny_var.info, SAMPLING)
+    tokens = menu.tokens
     conditioning = tiny_var.condition(labels=[0, 1])
-    costs = measure_costs(tiny_var, conditioning, SAMPLING, tokens, repeats=2)
+    costs = measure_costs(tiny_var, conditioning, SAMPLING, {**tokens, **menu.parts}, repeats=2)
     full = {(k, rows, FULL) for k in range(4) for rows in (1, 2)}
     reduced = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in tokens}
-    assert costs.ms.keys() == costs.spread_ms.keys() == full | reduced
+    parts = {(3, 2, name) for name in menu.parts}
+    assert costs.ms.keys() == costs.spread_ms.keys() == full | reduced | parts
     assert all(ms > 0 for ms in costs.ms.values()) and costs.decode_ms > 0
     assert all(spread >= 0 for spread in costs.spread_ms.values())
     assert (costs.batch, costs.repeats) == (2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,6 +188,19 @@ def test_a_dropped_branch_is_said_once() -> None:
     assert steps == (PlanStep(scale=1, guidance="null"), PlanStep(scale=3, tokens=TOKENS["half"]))
     cool = steps_of(solution(drop=(2, "cool")), measured())
     assert [(s.guidance, s.temperature) for s in cool] == [("cond", 0.6), (None, 0.6)]
+
+
+def test_part_of_the_tokens_is_guided_where_guidance_is_left() -> None:
+    """A cost at two rows alone keeps it from scales at which guidance was dropped."""
+    made = measured(guided=[0.999, 0.799])
+    made.menu = replace(MENU, parts={"guided 0.5": 0.5})
+    made.arms = [*ARMS[1:3], Arm("guided", 3, part="guided 0.5")]
+    assert made.costs is not None
+    made.costs = replace(made.costs, ms={**MS, (3, 2, "guided 0.5"): 5.0})
+    best = solve(problem_from(made, 0.002), 0.002)
+    assert steps_of(best, made) == (PlanStep(scale=3, null_keep=0.5),)
+    dropped = solve(problem_from(made, 1.0), 1.0)
+    assert dropped.drop and all(c.tokens != "guided 0.5" for c in dropped.choices)
 
 
 def test_a_solved_problem_becomes_steps() -> None:

@@ -118,6 +118,71 @@ def losses_by_scale(
     return torch.stack([part.mean() for part in losses.split(lengths)])
 
 
+class Learner:
+    """A model in training: what a resumable state holds, and one step.
+
+    ``by_prefix``: seconds spent on every prefix of the plan.
+    """
+
+    def __init__(self, model: TextToImage, plan: FitPlan, path: Path, device: str) -> None:
+        self.model, self.plan, self.path = model.to(device).train(), plan, path
+        self.average = Average(model, plan.ema)
+        self.optimizers = _optimizers(model, plan.weight_decay)
+        self.step, self.spent, self.seen = 0, 0.0, 0
+        self.by_prefix = {count: 1e-6 for count, _, _ in plan.prefixes}
+        if (saved := load_torch(path)) is None:
+            return
+        model.load_state_dict(saved["model"])
+        self.average.values = {n: t.to(device) for n, t in saved["average"].items()}
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.step, self.spent, self.seen = saved["step"], saved["spent"], saved["seen"]
+        self.by_prefix = saved["by_prefix"]
+
+    def save(self) -> None:
+        """Write the state to ``path``."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.values,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "spent": self.spent,
+            "seen": self.seen,
+            "by_prefix": self.by_prefix,
+        }
+        save_torch(self.path, state)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The state dict with averaged parameters."""
+        return self.average.state_dict(self.model)
+
+    def due(self) -> int:
+        """The prefix that has had least of its share of the time."""
+        return min(self.plan.prefixes, key=lambda p: self.by_prefix[p[0]] / p[2])[0]
+
+    def update(self, loss: Tensor, progress: float, world: int) -> float:
+        """One step down ``loss`` at ``progress`` of the budget; the norm of the gradient."""
+        rate = max(0.5 * (1 + math.cos(math.pi * progress)), self.plan.final_rate)
+        rate *= self.plan.learning_rate * min(1.0, (self.step + 1) / self.plan.warmup)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        _average_gradients(list(self.model.parameters()), world)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        self.average.update(self.model, self.step)
+        return norm.item()
+
+    def count(self, prefix: int, images: int, seconds: float) -> None:
+        """Book a step of ``images`` on the first ``prefix`` scales."""
+        self.by_prefix[prefix] += seconds
+        self.spent += seconds
+        self.seen += images
+        self.step += 1
+
+
 def fit(
     model: TextToImage,
     tokenizer: BSQVAE,
@@ -137,47 +202,21 @@ def fit(
         features: (N, d, H, W) in half precision, with ``captions``.
         on_save: receives the averaged state and the step at every checkpoint.
     """
-    model = model.to(device).train()
-    average = Average(model, plan.ema)
-    optimizers = _optimizers(model, plan.weight_decay)
+    learner = Learner(model, plan, path, device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     ids, mask = (t.to(device) for t in model.words.numbered(captions))
-    step, spent, seen = 0, 0.0, 0
-    by_prefix = {count: 1e-6 for count, _, _ in plan.prefixes}
-    if (saved := load_torch(path)) is not None:
-        model.load_state_dict(saved["model"])
-        average.values = {n: t.to(device) for n, t in saved["average"].items()}
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        step, spent, seen = saved["step"], saved["spent"], saved["seen"]
-        by_prefix = saved["by_prefix"]
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "average": average.values,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "step": step,
-            "spent": spent,
-            "seen": seen,
-            "by_prefix": by_prefix,
-        }
-        save_torch(path, state)
-
     roots = torch.tensor([math.sqrt(h * w) for h, w in model.sizes], device=device)
     since_save, mark = 0.0, time.monotonic()
     while True:
-        # the prefix that has had least of its share of the time
-        due = min(plan.prefixes, key=lambda p: by_prefix[p[0]] / p[2])
-        wish, spent, asked = _agreed([due[0], spent, stop()], device)
-        if (progress := spent / (plan.minutes * 60)) >= 1:
+        wish, learner.spent, asked = _agreed([learner.due(), learner.spent, stop()], device)
+        if (progress := learner.spent / (plan.minutes * 60)) >= 1:
             break
         if asked:
             if rank == 0:
-                save()
+                learner.save()
             raise Interrupted
         count, batch = next((c, b // world) for c, b, _ in plan.prefixes if c == wish)
-        torch.manual_seed((plan.seed * 1_000_003 + step) * world + rank)
+        torch.manual_seed((plan.seed * 1_000_003 + learner.step) * world + rank)
         index, others = torch.randint(len(features), (2, batch))
         texts = torch.where(torch.rand(batch) < plan.wrong_captions, others, index)
         longest = int(mask[texts].sum(1).max())
@@ -186,41 +225,29 @@ def fit(
             *(ids[texts, :longest], mask[texts, :longest], plan, count),
             whole=progress >= plan.whole_from,
         )
-        weight = roots[:count]
-        loss = (by_scale * weight).sum() / weight.sum()
-        rate = max(0.5 * (1 + math.cos(math.pi * progress)), plan.final_rate)
-        rate *= plan.learning_rate * min(1.0, (step + 1) / plan.warmup)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        _average_gradients(list(model.parameters()), world)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-        average.update(model, step)
+        loss = (by_scale * roots[:count]).sum() / roots[:count].sum()
+        norm = learner.update(loss, progress, world)
         now = time.monotonic()
-        by_prefix[count] += now - mark
-        spent, since_save, mark = spent + now - mark, since_save + now - mark, now
-        seen += batch * world
+        step, seconds, mark = learner.step, now - mark, now
+        learner.count(count, batch * world, seconds)
+        since_save += seconds
         if step % plan.log_every == 0 and rank == 0:
             log(
                 {
                     "step": step,
-                    "images": seen,
-                    "minutes": round(spent / 60, 2),
+                    "images": learner.seen,
+                    "minutes": round(learner.spent / 60, 2),
                     "loss": round(loss.item(), 4),
-                    "norm": round(norm.item(), 3),
+                    "norm": round(norm, 3),
                     "scales": [round(value, 4) for value in by_scale.tolist()],
                 }
             )
-        step += 1
         if since_save > save_every_s and rank == 0:
-            save()
+            learner.save()
             since_save = 0.0
             if on_save is not None:
-                on_save(average.state_dict(model), step)
+                on_save(learner.averaged(), learner.step)
             mark = time.monotonic()
     if rank == 0:
-        save()
-    return average.state_dict(model)
+        learner.save()
+    return learner.averaged()

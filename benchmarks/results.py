@@ -3,13 +3,14 @@
 python benchmarks/results.py                                       # the page, from what is kept
 python benchmarks/results.py curves NAME MODEL.stagevar.measurements.json   # keep curves of a model
 python benchmarks/results.py evaluation MODEL.evaluation.json               # keep an evaluation
+python benchmarks/results.py race MODEL.stagevar.measurements.json          # keep a race of plans
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stagevar_runtime.profile import load_profile
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/results"
 PAGE = ROOT / "docs/results.md"
+RACE = RESULTS / "scenes-race.json"
 SUITES = {"scenes": "", "emoji": "emoji-"}  # with what the marks of their tables begin
 CURVES = {
     "Stages": "stages",
@@ -142,6 +144,56 @@ def kinds_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def keep_race(path: Path) -> None:
+    """Keep the candidates of a calibration, with what they were on fresh inputs."""
+    measured = load_measurements(path)
+    names = ("weights", "dtype", "hardware", "metric", "sampling")
+    kept = {
+        "job": {name: measured.job[name] for name in names},
+        "attempts": measured.validation["attempts"],
+    }
+    RACE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def said(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The steps of a plan in a few words: ``7-8 skip; 9 null_keep 0.5``."""
+    parts: list[tuple[int, int, str]] = []
+    for step in steps:
+        words = []
+        for name, value in step.items():
+            if name == "tokens":
+                words.append(f"{value['select']} + {value['restore']} {value['keep']:g}")
+            elif name != "scale":
+                words.append(str(value) if name in ("run", "guidance") else f"{name} {value:g}")
+        begin, what = step["scale"], ", ".join(words)
+        if parts and parts[-1][1:] == (begin - 1, what):
+            begin = parts.pop()[0]
+        parts.append((begin, step["scale"], what))
+    return "; ".join(f"{a}-{b} {what}" if a < b else f"{a} {what}" for a, b, what in parts)
+
+
+def race_table(found: Mapping[str, Any]) -> str:
+    """Candidates of a calibration: what they lost, in passes and in distribution, and time."""
+    job, first = found["job"], found["attempts"][0]["figures"]
+    machine = job["hardware"]
+    lines = [
+        f"{first['images']} fresh prompts, guidance {job['sampling']['guidance']:g}, batch "
+        f"{first['batch']}, {job['dtype']}, {machine['device']} ({machine['threads']} threads), "
+        f"interleaved in one run; the exact path passes "
+        f"{first['score'][0] + first['loss'][0]:.3f}, its KID is "
+        f"{first['kid'] - first['kid_loss'][0]:.0f}.",
+        "",
+        "| scales and what is asked of them | passed, lost | smoothed | lost KID | loop only |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["attempts"]:
+        f = row["figures"]
+        losses = (ranged(f[name], "+.3f") for name in ("loss", "smooth_loss"))
+        cells = (said(row["steps"]), *losses, ranged(f["kid_loss"], "+.0f"))
+        lines.append(f"| {' | '.join(cells)} | {f['speedup_loop'][0]:.2f}x |")
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, made: str) -> str:
     """Put ``made`` between the two marks of a name."""
     begin, end = f"<!-- {name}: made by benchmarks/results.py -->", f"<!-- /{name} -->"
@@ -155,6 +207,8 @@ def main() -> None:
         keep_curves(sys.argv[2], Path(sys.argv[3]))
     elif sys.argv[1:2] == ["evaluation"]:
         keep_evaluation(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["race"]:
+        keep_race(Path(sys.argv[2]))
     PAGE.write_text(page(), encoding="utf-8")
 
 
@@ -166,6 +220,8 @@ def page() -> str:
             found = json.loads(evaluation(suite).read_text(encoding="utf-8"))
             text = fill(text, f"{prefix}evaluation", evaluation_table(found))
             text = fill(text, f"{prefix}kinds", kinds_table(found))
+    if RACE.exists():
+        text = fill(text, "race", race_table(json.loads(RACE.read_text(encoding="utf-8"))))
     return text
 
 

@@ -150,7 +150,8 @@ def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
 
 def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
     tiny_var.features.use()
-    options = default_menu(tiny_var.info, SAMPLING).options
+    menu = default_menu(tiny_var.info, SAMPLING)
+    options = {**menu.tokens, **menu.features}
     costs = measure_costs(tiny_var, tiny_var.condition(labels=[0, 1]), SAMPLING, options, 1)
     cells = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in options}
     assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()

@@ -151,9 +151,10 @@ def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
 def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
     tiny_var.features.use()
     menu = default_menu(tiny_var.info, SAMPLING)
-    options = {**menu.tokens, **menu.features}
-    costs = measure_costs(tiny_var, tiny_var.condition(labels=[0, 1]), SAMPLING, options, 1)
+    inputs, options = tiny_var.condition(labels=[0, 1]), {**menu.tokens, **menu.features}
+    costs = measure_costs(tiny_var, inputs, SAMPLING, menu.options, 1)
     cells = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in options}
+    cells |= {(3, 2, name) for name in menu.parts}
     assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()
     one = {"pca": FeatureOption(rank=4, basis="pca")}
     for _, name, plan in cost_plans(tiny_var, SAMPLING, one):

@@ -238,22 +238,23 @@ def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) 
     assert all(not steps.steps for steps in profile.plans.values())  # exact is what is left
 
 
-def test_where_the_only_winner_fails_on_held_out_inputs_exact_is_left(
-    tmp_path: Path, pipeline: Pipeline, monkeypatch
+@pytest.mark.parametrize(("winning", "trials"), [(1, 2), (9, module.TRIALS)])
+def test_where_winners_fail_on_held_out_inputs_exact_is_left(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch, winning: int, trials: int
 ) -> None:
     quality = Failing()
 
     def only_the_fastest(candidates, figures, max_loss):
         del figures, max_loss
         quality.fresh = True
-        return {"quality": [], "balanced": [candidates[-1]], "fast": []}
+        return {"quality": [], "balanced": [candidates[-1]] * winning, "fast": []}
 
     monkeypatch.setattr(module, "winners", only_the_fastest)
     profile = job_in(tmp_path, pipeline, quality).run()
     assert profile.target is not None and profile.target.satisfied
     assert not profile.plans["balanced"].steps
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
-    assert measured.validation["trials"] == 2
+    assert measured.validation["trials"] == trials
 
 
 def test_hopeless_arms_are_given_up_but_not_the_curves(tmp_path, pipeline: Pipeline) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,18 +27,20 @@ from stagevar_runtime.schema import Guidance
 from .inputs import Inputs
 
 Scales = tuple[ScaleSpec, ...]
-Option = TokenOption | FeatureOption | float
+Part = dict[int, float]  # share of the tokens that null sees, by scale
+Option = TokenOption | FeatureOption | Part
 
 PUBLISHED = "published"
 TOKEN_OPTIONS = (  # selector, restorer, keep ratios: one pair at easy ones as well
     ("deviation", "cache", (0.4,)),
-    ("leverage", "lift", (0.85, 0.7, 0.4)),
+    ("leverage", "lift", (0.85, 0.7)),
     ("update", "delta-cache", (0.4,)),
     ("pivot", "lift", (0.4,)),
 )
-GUIDED_SHARES = (0.5, 0.35)  # of the last scale's tokens
+GUIDED_SHARES = (0.35, 0.2, 0.1)  # of the last scale's tokens: as many at every late scale
 FEATURE_SHARES = (0.5, 0.25)  # of the width: ranks of measured directions
 RAMP_SHARES = (0.5, 0.625, 0.75)  # of the end of a ramp: constants that replace it
+FEWER = 1.2  # times as many tokens as are guided: what a scale has where that saves time
 COOL, COLD = 0.6, 0.3  # of the temperature, tried where guidance is dropped
 LARGE = 0.06  # share of the tokens below which dropping guidance a scale earlier saves no time
 SKIPPED = 3  # scales in a row at most
@@ -49,8 +52,8 @@ class Arm:
     """One intervention. ``scale`` is the first that differs from its schedule's trunk.
 
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
-    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens``, ``features`` and ``part`` (the share
-    of the tokens that is guided): names of options.
+    (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens`` and ``features``: names of options.
+    ``part``: name of the number of tokens that are guided at every scale from ``scale`` on.
     ``skip``: nothing runs from ``scale`` on, or none of the scales before ``until``.
     """
 
@@ -67,7 +70,7 @@ class Arm:
     @property
     def option(self) -> str | None:
         """What changes at ``scale`` alone, by name."""
-        return self.tokens or self.features or self.part
+        return self.tokens or self.features
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,17 @@ class Menu:
     variants: dict[str, tuple[Guidance, float | None]]  # and temperature, after the drop
     tokens: dict[str, TokenOption]
     features: dict[str, FeatureOption] = field(default_factory=dict)
-    parts: dict[str, float] = field(default_factory=dict)  # of the tokens guided, at the last scale
+    parts: dict[str, Part] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Option]:
-        """What can change at one scale alone, of which a scale has one."""
+        """What a scale can have one of."""
         return {**self.tokens, **self.features, **self.parts}
 
-    def option(self, name: str) -> dict[str, Any]:
+    def option(self, name: str, scale: int) -> dict[str, Any]:
         """The option of this name as fields of a step."""
         if name in self.parts:
-            return {"null_keep": self.parts[name]}
+            return {"null_keep": self.parts[name][scale]}
         return (
             {"tokens": self.tokens[name]}
             if name in self.tokens
@@ -127,14 +130,17 @@ class Menu:
         steps = self.strengths(arm.schedule, dropped)
         if arm.variant:
             steps += self.drop(arm.scale, count, arm.variant, arm.schedule)
+        if arm.part:
+            steps += [PlanStep(scale=k, null_keep=keep) for k, keep in self.parts[arm.part].items()]
         if option := arm.option:
-            step = PlanStep(scale=arm.scale, **self.option(option))
+            step = PlanStep(scale=arm.scale, **self.option(option, arm.scale))
             steps = [s for s in steps if s.scale != arm.scale] + [step]
         return sorted(steps, key=lambda step: step.scale)
 
 
-def default_menu(info: ModelInfo, sampling: Sampling) -> Menu:
+def default_menu(info: ModelInfo, sampling: Sampling, scales: Sequence[ScaleSpec] = ()) -> Menu:
     """Candidates for a model: they scale with its own guidance, not with one model's figures.
+    Guidance on part of the tokens is among them where the ``scales`` are given.
 
     Constant schedules replace a published ramp (or strengthen a constant): guidance early is what
     pays for dropping it late. Null is measured because StageVAR keeps it.
@@ -163,9 +169,22 @@ def default_menu(info: ModelInfo, sampling: Sampling) -> Menu:
     tokens = {f"{o.select}+{o.restore} {o.keep:g}": o for o in options}
     ranks = [max(1, round(share * info.width)) for share in FEATURE_SHARES if info.layers]
     features = {f"pca {rank}": FeatureOption(rank=rank, basis="pca") for rank in ranks}
-    whole = guided and "null" in variants and info.guides_logits
-    parts = {f"guided {share:g}": share for share in GUIDED_SHARES if whole}
+    parts: dict[str, Part] = {}
+    if guided and "null" in variants and info.guides_logits:
+        whole = {f"guided {share:g}": _part(share, sampling, scales) for share in GUIDED_SHARES}
+        parts = {name: part for name, part in whole.items() if part}
     return Menu(schedules, variants, tokens, features, parts)
+
+
+def _part(share: float, sampling: Sampling, scales: Sequence[ScaleSpec]) -> Part:
+    """At which scales that share of the last one's tokens is few, and what part it is there."""
+    guided = scales[: sampling.guidance_off_from]
+    count = share * scales[-1].tokens if scales else 0
+    return {
+        scale.index: round(count / scale.tokens, 4)
+        for before, scale in pairwise(guided)
+        if before.is_map and scale.is_map and scale.kind == "ar" and scale.tokens > FEWER * count
+    }
 
 
 def possible(
@@ -188,9 +207,10 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
 
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
     cond branch; in other ways or under another schedule only where the scale itself holds a
-    sixteenth of them. Tokens are reduced and features narrowed at the scales that hold a seventh or
-    more; skips leave out one to three last scales, or one to three others in a row that hold an
-    eighth each (the scale after them then draws what they would have drawn, too).
+    sixteenth of them. Guidance on as many tokens at every late scale is tried once for each number.
+    Tokens are reduced and features narrowed at the scales that hold a seventh or more; skips leave
+    out one to three last scales, or one to three others in a row that hold an eighth each (the
+    scale after them then draws what they would have drawn, too).
     """
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
@@ -215,7 +235,9 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     ]
     arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
     arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
-    arms += [Arm(f"{p} at {k}", k, part=p) for k in large if k == count - 1 for p in menu.parts]
+    arms += [
+        Arm(f"{name} from {min(part)}", min(part), part=name) for name, part in menu.parts.items()
+    ]
     arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)]
     sizable = [scale.tokens >= total / 8 for scale in scales]
     arms += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial as bind
@@ -33,7 +33,7 @@ from .monotone import disagreements
 from .partial import Partial
 from .progress import meter
 from .propose import build_profile, problem_from, steps_of
-from .race import field, winners
+from .race import field, hopeless, winners
 from .ranks import ALONE, Ranks
 from .solve import Solution, frontier
 from .validate import EXACT, Batch, observe_batch, summarise, warm_up
@@ -120,7 +120,7 @@ class Calibration:
         self.sampling, self.quality = sampling, quality
         self.settings, self.outputs = settings, outputs
         self.goal, self.partial = settings.goal, Partial(outputs.partial, ranks)
-        self.menu: Menu = default_menu(self.model.info, sampling)
+        self.menu: Menu = default_menu(self.model.info, sampling, self.model.scales())
         scales = self.model.scales()
         every = default_arms(self.menu, scales)
         self.arms: list[Arm] = possible(self.menu, every, self.model.info, sampling, scales)
@@ -349,9 +349,16 @@ class Calibration:
         candidates = field(measured, self.settings.max_loss)
         half = max(self.settings.batch, len(self.held_out) // 2)
         raced = self._validate(
-            {c.name: c.steps for c in candidates}, self._fresh(1, half), "racing plans", "race"
+            {c.name: c.steps for c in candidates},
+            self._fresh(1, half),
+            "racing plans",
+            "race",
+            bind(hopeless, max_loss=self.settings.max_loss),
         )
-        order = winners(candidates, raced, self.settings.max_loss)
+        images = max(figures["images"] for figures in raced.values())
+        stayed = [c for c in candidates if raced[c.name]["images"] == images]
+        logger.info("%d of %d candidates ran to the end", len(stayed), len(candidates))
+        order = winners(stayed, raced, self.settings.max_loss)
         order["balanced"] = order["balanced"][: TRIALS - 1]
         attempts = [
             {"plan": c.name, "predicted": c.loss, "figures": raced[c.name], "steps": _said(c.steps)}
@@ -407,9 +414,18 @@ class Calibration:
         return compile_plan(steps, self.model.info, self.model.scales(), self.sampling)
 
     def _validate(
-        self, plans: dict[str, tuple[PlanStep, ...]], inputs: Inputs, label: str, name: str
+        self,
+        plans: dict[str, tuple[PlanStep, ...]],
+        inputs: Inputs,
+        label: str,
+        name: str,
+        hopeless: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
-        """Figures of plans beside exact, batch by batch: pieces ``name-00000.json`` and on."""
+        """Figures of plans beside exact, batch by batch: pieces ``name-00000.json`` and on.
+
+        ``hopeless``: says of a plan's figures, after a share of the batches, whether it is given
+        up; its figures stay.
+        """
         compiled = {EXACT: self._compiled(())}
         compiled |= {name: self._compiled(steps) for name, steps in plans.items()}
         size = self.settings.batch
@@ -422,10 +438,17 @@ class Calibration:
                 warm.append(True)
             return observe_batch(self.model, part, compiled, self.sampling, self.quality)
 
+        pieces = [(f"{name}-{i:05d}.json", bind(observe, part)) for i, part in enumerate(parts)]
+        trial = math.ceil(len(pieces) * PROBATION) if hopeless else 0
+        given_up: dict[str, Any] = {}
         with meter(label, len(inputs), self.settings.quiet) as tick:
-            pieces = [(f"{name}-{i:05d}.json", bind(observe, part)) for i, part in enumerate(parts)]
-            seen = self.partial.each(pieces, 0, tick, size)
-        return summarise(self.model, compiled, seen, self.quality)
+            seen = self.partial.each(pieces[:trial], 0, tick, size)
+            if hopeless:
+                early = summarise(self.model, compiled, seen, self.quality)
+                given_up = {n: f for n, f in early.items() if n != EXACT and hopeless(f)}
+                compiled = {n: plan for n, plan in compiled.items() if n not in given_up}
+            seen += self.partial.each(pieces[trial:], trial, tick, size)
+        return given_up | summarise(self.model, compiled, seen, self.quality)
 
     def _report(self, measured: Measurements, profile: Profile) -> None:
         from .story import write_story

@@ -57,8 +57,7 @@ class Costs:
 def cost_plans(
     model: ScaleModel, sampling: Sampling, options: Mapping[str, Option]
 ) -> Iterator[tuple[int, str, Plan]]:
-    """One plan for each (rows, option): the option at every scale that can have it, partial
-    guidance at the last alone.
+    """One plan for each (rows, option): the option at every scale that can have it.
 
     Measured directions take as long as random ones, which every scale has.
     """
@@ -69,10 +68,10 @@ def cost_plans(
         yield rows, FULL, compile_plan([drop] if drop else [], info, scales, sampling)
         for name, option in options.items():
             steps = [drop] if drop else []
-            if isinstance(option, float):
+            if isinstance(option, dict):
                 if rows == 2:
-                    last = PlanStep(scale=scales[-1].index, null_keep=option)
-                    yield rows, name, compile_plan([last], info, scales, sampling)
+                    steps = [PlanStep(scale=k, null_keep=keep) for k, keep in option.items()]
+                    yield rows, name, compile_plan(steps, info, scales, sampling)
                 continue
             change: dict[str, Any] = {"tokens": option}
             if isinstance(option, FeatureOption):

@@ -124,7 +124,10 @@ class Measurements:
                     n: FeatureOption.model_validate(f)
                     for n, f in data["menu"].get("features", {}).items()
                 },
-                parts=dict(data["menu"].get("parts", {})),
+                parts={
+                    n: {int(k): keep for k, keep in part.items()}
+                    for n, part in data["menu"].get("parts", {}).items()
+                },
             )
             costs = data["costs"]
             return cls(

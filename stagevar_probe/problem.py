@@ -33,6 +33,8 @@ class Problem:
     loss cannot be chosen). ``skip_loss[k, j]``: loss when no scale from k to j - 1 is
     run.
     ``schedules``: loss offset of every guidance schedule, the default first.
+    ``part_loss[name]``: loss when null runs on part of the tokens at every scale that has an option
+    of this name at 2 rows; ``apart``: drop variants that cannot follow it.
     ``joint_loss[(schedule, k, variant)]``: measured loss of schedule and drop together, used in
     place of offset + drop loss (they are far from additive, METHODS section 7).
     Losses are absolute, in the metric's unit; below 0 means the option measured better.
@@ -46,6 +48,8 @@ class Problem:
     schedules: Mapping[str, float] = field(default_factory=lambda: {"published": 0.0})
     joint_loss: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
     schedule_ms: Mapping[str, float] = field(default_factory=dict)
+    part_loss: Mapping[str, float] = field(default_factory=dict)
+    apart: frozenset[str] = frozenset()
     budget: float = 0.01
 
     def __post_init__(self) -> None:
@@ -66,6 +70,7 @@ class Problem:
         figures = [*self.ms.values(), *self.drop_loss.values(), *self.token_loss.values()]
         figures += [*self.skip_loss.values(), *self.schedules.values()]
         figures += [*self.joint_loss.values(), *self.schedule_ms.values()]
+        figures += self.part_loss.values()
         if not all(isfinite(x) for x in figures):
             raise CalibrationError("costs and losses hold NaN or infinity, expected finite values")
 
@@ -110,6 +115,7 @@ class Solution:
     schedule: str
     drop: Drop | None
     skips: tuple[Skip, ...]
+    part: str | None
     ms: float
     exact_ms: float
     loss: float
@@ -130,4 +136,6 @@ def exact_plan(problem: Problem, budget: float = 0.0) -> Solution:
         for k in range(problem.scales)
     )
     name, ms = problem.default_schedule, problem.exact_ms
-    return Solution(choices, name, None, (), ms, ms, max(0.0, problem.schedules[name]), budget)
+    return Solution(
+        choices, name, None, (), None, ms, ms, max(0.0, problem.schedules[name]), budget
+    )

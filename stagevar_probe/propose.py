@@ -54,6 +54,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     joint: dict[tuple[str, int, str], float] = {}
     tokens: dict[tuple[int, str], float] = {}
     skip: dict[tuple[int, int], float] = {}
+    part: dict[str, float] = {}
     count = len(measured.job["scales"])
     smooth = smoothed(measured)
     for arm in measured.arms:
@@ -64,6 +65,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
         if arm.skip:
             skip[arm.scale, arm.until or count] = loss
+        elif arm.part:
+            part[arm.part] = loss
         elif option := arm.option:
             tokens[arm.scale, option] = loss
         elif arm.variant and arm.schedule == PUBLISHED:
@@ -81,6 +84,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         skip_loss=skip,
         schedules=schedules,
         joint_loss=joint,
+        part_loss=part,
+        apart=frozenset(n for n, (branch, _) in measured.menu.variants.items() if branch == "null"),
         budget=budget,
     )
 
@@ -104,7 +109,7 @@ def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]
             if guidance == "delta":
                 own["guidance_scale"] = menu.schedules[solution.schedule]
         if choice.tokens != FULL:
-            own |= menu.option(choice.tokens)
+            own |= menu.option(choice.tokens, choice.scale)
     steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
     return _without_repeats(steps)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from stagevar_runtime.profile import PlanStep
@@ -22,8 +22,12 @@ from .validate import significantly_worse
 
 CAUTION = (0.0, 1.0, 2.0)  # standard errors: the least of many losses is often a lucky one
 LOOSEST = 2.0  # of the loosest budget: sums of losses are often too high
-FIELD = 12  # candidates at most
+FIELD = 12  # candidates at most, their cooler twins not counted
 POINTS = 12  # of a frontier
+COOLER = 0.3  # of the temperature: what a twin is sampled with
+SETTLED = 0.05  # share of the tokens that a twin draws as warm as exact
+SURE = 1.5  # half intervals (three standard errors) that make a candidate hopeless
+CONTROL = "exact, cooler"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
     several times the loosest budget, with the losses as measured and with caution. Half of the
     field is a frontier under the published guidance alone: another guidance changes the whole
     picture, so that its loss has the widest interval, and a lucky one would be in every plan.
+
+    Each has a twin that is sampled cooler (:func:`cooler`), the exact path too, as a control: what
+    temperature does to the distribution is seen in a race alone.
     """
     problems = [problem_from(measured, max_loss, caution) for caution in CAUTION]
     problem, careful, _ = problems
@@ -63,7 +70,28 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
         distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must)}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
-    return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
+    named = [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
+    twins = [Candidate(CONTROL, cooler((), measured.job), problem.exact_ms, 0.0)]
+    for own in named:
+        steps = cooler(own.steps, measured.job)
+        twins.append(replace(own, name=f"{own.name}, cooler", steps=steps))
+    new = [twin for twin in twins if twin.steps not in distinct]
+    return sorted([*named, *new], key=lambda c: -c.ms)
+
+
+def cooler(steps: Sequence[PlanStep], job: Mapping[str, Any]) -> tuple[PlanStep, ...]:
+    """The plan, sampled cooler at every scale after the first twentieth of the tokens.
+
+    What is dropped, reduced or left out makes late scales noisier; the layout is drawn by then.
+    """
+    temperature = COOLER * job["sampling"]["temperature"]
+    tokens = [count for _, _, count in job["scales"]]
+    own = {step.scale: step for step in steps}
+    for k, drawn in enumerate(accumulate(tokens, initial=0)):
+        step = own.get(k, PlanStep(scale=k))
+        if k < len(tokens) and drawn >= SETTLED * sum(tokens) and step.run != "skip":
+            own[k] = step.model_copy(update={"temperature": temperature})
+    return tuple(own[k] for k in sorted(own))
 
 
 def _spread(
@@ -118,11 +146,23 @@ def keeps(figures: Mapping[str, Any], budget: float) -> bool:
     return loss <= budget and not significantly_worse(figures)
 
 
+def hopeless(figures: Mapping[str, Any], max_loss: float) -> bool:
+    """Whether a candidate on few inputs is beyond the loosest budget, or worse in distribution."""
+
+    def beyond(interval: Sequence[float], limit: float) -> bool:
+        mean, low, _ = interval
+        return mean - SURE * (mean - low) > limit
+
+    loosest = max(BUDGETS.values()) * max_loss
+    return beyond(figures["smooth_loss"], loosest) or beyond(figures.get("kid_loss", (0, 0, 0)), 0)
+
+
 def winners(
     candidates: Sequence[Candidate], figures: Mapping[str, Mapping[str, Any]], max_loss: float
 ) -> dict[str, list[Candidate]]:
     """For every budget the candidates that keep it, fast to slow."""
+    runners = [c for c in reversed(candidates) if c.name != CONTROL]
     return {
-        name: [c for c in reversed(candidates) if keeps(figures[c.name], share * max_loss)]
+        name: [c for c in runners if keeps(figures[c.name], share * max_loss)]
         for name, share in BUDGETS.items()
     }

@@ -1,9 +1,10 @@
 """Choose a plan: the fastest options whose measured losses stay within a budget, exactly.
 
 A multiple-choice knapsack with ordering constraints (METHODS section 4), as one mixed-integer
-linear programme. Four things are chosen: a guidance schedule, one *drop event* (guidance gone from
-scale k on, keeping one branch variant) or none, any *skip events* (scales k to j - 1 not run) that
-do not touch, and a token option at every scale that is run.
+linear programme. Five things are chosen: a guidance schedule, one *drop event* (guidance gone from
+scale k on, keeping one branch variant) or none, on how many tokens null runs before, any *skip
+events* (scales k to j - 1 not run) that do not touch, and a token option at every scale that is
+run.
 """
 
 from __future__ import annotations
@@ -40,10 +41,16 @@ class _Columns:
 
     guide: list[tuple[str, Drop | None]]
     skip: list[Skip]
+    part: list[str]
     scale: list[tuple[int, int, str]]  # (k, rows, tokens), rows 0 for a skipped scale
     ms: NDArray[np.float64]
     loss: NDArray[np.float64]
     raw: NDArray[np.float64]
+
+    @property
+    def places(self) -> int:
+        """Where the columns of scales begin."""
+        return len(self.guide) + len(self.skip) + len(self.part)
 
 
 def _columns(problem: Problem, gains: bool) -> _Columns:
@@ -68,21 +75,26 @@ def _columns(problem: Problem, gains: bool) -> _Columns:
     for span in skip:
         x = problem.skip_loss[span]
         table.append((0.0, count(x), x))
+    part = sorted(problem.part_loss)
+    for name in part:
+        x = problem.part_loss[name]
+        table.append((0.0, count(x), x))
     scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
     table += [(0.0, 0.0, 0.0)] * problem.scales
     for (k, rows, tokens), ms in problem.ms.items():
-        if tokens == FULL or (k, tokens) in problem.token_loss:
-            x = 0.0 if tokens == FULL else problem.token_loss[k, tokens]
+        if tokens == FULL or tokens in part or (k, tokens) in problem.token_loss:
+            x = problem.token_loss.get((k, tokens), 0.0)
             scale.append((k, rows, tokens))
             table.append((ms, count(x), x))
     ms_column, counted, raw = np.asarray(table).T
-    return _Columns(guide, skip, scale, ms_column, counted, raw)
+    return _Columns(guide, skip, part, scale, ms_column, counted, raw)
 
 
 def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], ...]:
     """Rows of lower <= A x <= upper: one of each kind, and the ordering constraints."""
     g, s = len(columns.guide), len(columns.skip)
-    total = g + s + len(columns.scale)
+    first = columns.places
+    total = first + len(columns.scale)
     rows: list[NDArray[np.float64]] = []
     low: list[float] = []
     high: list[float] = []
@@ -98,6 +110,10 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
     one = row()
     one[:g] = 1
     add(one, 1, 1)
+    parted = row()
+    parted[:g] = [drop is not None and drop[1] in problem.apart for _, drop in columns.guide]
+    parted[g + s : first] = 1
+    add(parted, 0, 1)
     for k in range(problem.scales):
         dropped = np.array([drop is not None and drop[0] <= k for _, drop in columns.guide])
         starts = np.array([drop is not None and drop[0] == k for _, drop in columns.guide])
@@ -106,23 +122,32 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
         here = np.array([place == k for place, _, _ in columns.scale])
         kinds = np.array([number for _, number, _ in columns.scale])
         choose, skip, apart, single, order = row(), row(), row(), row(), row()
-        choose[g + s :] = here
+        choose[first:] = here
         add(choose, 1, 1)
-        skip[g + s :] = here & (kinds == 0)
+        skip[first:] = here & (kinds == 0)
         skip[g : g + s] = -1.0 * skipped
         add(skip, 0, 0)  # skipped here exactly if a skip event spans k
         apart[g : g + s] = touches
         add(apart, 0, 1)  # two that touch are a longer one, which has a loss of its own
         if problem.rows == 2:
-            single[g + s :] = here & (kinds == 1)
+            single[first:] = here & (kinds == 1)
             single[:g] = -1.0 * dropped
             add(single, -1, 0)  # one row needs a drop at or before k
             double = row()
-            double[g + s :] = here & (kinds == 2)
+            double[first:] = here & (kinds == 2)
             double[:g] = dropped
             add(double, 0, 1)  # two rows need none
             order[:g], order[g : g + s] = starts, skipped
             add(order, 0, 1)  # dropping guidance of a skipped scale means nothing
+            names = np.array([tokens for _, _, tokens in columns.scale])
+            for i, name in enumerate(columns.part):
+                own = here & (kinds == 2) & (names == name)
+                if own.any():
+                    never, always = row(), row()
+                    never[first:], never[g + s + i] = own, -1
+                    add(never, -1, 0)  # in part only if that number of tokens is chosen
+                    always[first:], always[g + s + i] = here & (kinds == 2) & ~own, 1
+                    add(always, 0, 1)  # and then wherever guidance is left
     return np.stack(rows), np.asarray(low), np.asarray(high)
 
 
@@ -166,18 +191,21 @@ class _Model:
         g, s = len(columns.guide), len(columns.skip)
         schedule, drop = columns.guide[int(chosen[:g].argmax())]
         skips = tuple(columns.skip[i] for i in np.flatnonzero(chosen[g : g + s]))
+        first = columns.places
+        parts = [columns.part[i] for i in np.flatnonzero(chosen[g + s : first])]
         choices = []
-        for i in np.flatnonzero(chosen[g + s :]):
+        for i in np.flatnonzero(chosen[first:]):
             k, rows, tokens = columns.scale[i]
             gone = drop is not None and drop[0] <= k
             guidance = SKIP if rows == 0 else drop[1] if gone and drop else FULL
             run: Literal["full", "skip"] = "skip" if rows == 0 else "full"
-            choices.append(Choice(k, run, guidance, rows, tokens, float(columns.ms[g + s + i])))
+            choices.append(Choice(k, run, guidance, rows, tokens, float(columns.ms[first + i])))
         return Solution(
             tuple(sorted(choices, key=lambda choice: choice.scale)),
             schedule,
             drop,
             skips,
+            parts[0] if parts else None,
             float(columns.ms[chosen].sum()),
             problem.exact_ms,
             float(columns.loss[chosen].sum()),

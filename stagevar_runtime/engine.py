@@ -126,7 +126,7 @@ def generate(
             ids.append(drawn)
         held.append(cache_bytes(state.kv))
         clock.mark()
-    state.kv, state.features = [], {}  # their memory is free for the decoder
+    state.kv, state.features, state.null = [], {}, None  # their memory is free for the decoder
     images = model.decode(state)
     clock.mark()
     *spans, decode = clock.spans_ms()
@@ -205,7 +205,9 @@ def advance(
         if clock:
             clock.mark()
         return None
-    if state.branches != step.branches:
+    if not step.null_tokens:
+        state.null = None
+    if state.null is None and state.branches != step.branches:
         model.keep(state, step.branches[0] if len(step.branches) == 1 else None)
     state.weights = step.weights if len(step.branches) == 2 else None
     state.narrow = narrowed(model, step.scale.index, step.features)

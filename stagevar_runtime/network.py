@@ -45,17 +45,22 @@ def run_scale(
 def run_partly_guided(
     model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cond on all tokens, null where guidance moved the logits most at the guided scale before.
+    """Cond on all tokens, null where guidance moved the logits most at the last scale that was
+    guided whole.
 
     Returns the cond logits and cond - null, ``(B, n, V')`` each; the latter is 0 where null did not
-    run. ``state`` goes on with cond alone.
+    run. ``state`` goes on with cond; null, which caches the tokens it saw, with ``state.null``.
     """
     assert state.difference is not None
     source, moved = state.difference
     index = top(squared_norm(resize(moved, source.grid, step.scale.grid)), step.null_tokens)
-    null = state.fork()
-    model.keep(state, "cond")
-    model.keep(null, "null")
+    if state.null is None:
+        null = state.fork()
+        model.keep(state, "cond")
+        model.keep(null, "null")
+        state.null = null
+    null = state.null
+    null.canvas, null.extra, null.narrow = state.canvas, state.extra, state.narrow
     logits = run_scale(model, state, step, watch)
     x = take(model.embed(null, step.scale), index)
     x = model.run(null, step.scale, x, range(model.info.depth), index)

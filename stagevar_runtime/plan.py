@@ -46,7 +46,7 @@ class ScaleStep:
     ``branches``: the rows that run (``cond`` and ``null``, or one). ``weights``: how they combine,
     None with one branch alone. ``delta``: the cond branch runs and an earlier scale's cond - null
     stands in for null; ``keep_difference``: this is that earlier scale. ``null_tokens``: null runs
-    on that many tokens, and is gone afterwards (0: on all). ``store``: block indices
+    on that many tokens, here and from here on (0: on all). ``store``: block indices
     whose input (depth: the last output) the next reduced scale needs. ``capacity``: cached tokens
     a block needs until the batch shrinks.
     ``features``: which layers see part of what enters them. ``smooth``: whether smoothed sampling
@@ -110,14 +110,19 @@ def compile_plan(
     plan: list[ScaleStep] = []
     mode: Guidance = "full"
     left: Guidance = "full"
+    partly = False  # whether null is still there, having seen part of the tokens
     for scale, published in zip(scales, weights, strict=True):
         asked = by_scale.get(scale.index)
+        if partly and asked and asked.null_keep is not None:
+            mode = left = "full"
         mode = _mode(asked, mode, info, scale)
         off = _published_off(asked, sampling, scale)
         before, left = left, "cond" if off and mode in ("full", "delta") else mode
         _check_left(before, left, info, scale)
-        plan.append(_step(asked, left, off, info, scale, published, sampling, multiple))
-        if plan[-1].null_tokens:
+        step = _step(asked, left, off, info, scale, published, sampling, multiple, partly)
+        plan.append(step)
+        partly = bool(step.null_tokens) or (partly and step.run == "skip")
+        if step.null_tokens:
             mode = left = "cond"
     _check_runs(plan)
     whole = _without_unused_null(_with_difference(plan))
@@ -174,9 +179,16 @@ def _check_left(before: Guidance, left: Guidance, info: ModelInfo, scale: ScaleS
 
 
 def _null_tokens(
-    asked: PlanStep, mode: Guidance, off: bool, info: ModelInfo, scale: ScaleSpec, multiple: int
+    asked: PlanStep,
+    mode: Guidance,
+    off: bool,
+    info: ModelInfo,
+    scale: ScaleSpec,
+    multiple: int,
+    partly: bool,
 ) -> int:
-    """On how many tokens the null branch runs; 0 where that is all of them."""
+    """On how many tokens the null branch runs; 0 where that is all of them, as at every scale
+    before."""
     assert asked.null_keep is not None
     where = f"scale {scale.index} guides part of its tokens"
     alone = "null" in info.branches and info.rows_independent and info.guides_logits
@@ -190,7 +202,7 @@ def _null_tokens(
     if asked.tokens is not None or scale.kind != "ar" or not scale.is_map:
         raise ProfileError(f"{where}, which needs a plain token map that runs in full")
     keep = kept_tokens(asked.null_keep, scale.tokens, multiple)
-    return keep if keep < scale.tokens else 0
+    return keep if keep < scale.tokens or partly else 0
 
 
 def _step(
@@ -202,6 +214,7 @@ def _step(
     published: Weights,
     sampling: Sampling,
     multiple: int,
+    partly: bool,
 ) -> ScaleStep:
     guided = mode in ("full", "delta")
     strength = asked.guidance_scale if asked else None
@@ -219,7 +232,7 @@ def _step(
         branches=("cond", "null") if mode == "full" else (ROWS[mode],),
         weights=weights if guided else None,
         delta=mode == "delta",
-        null_tokens=_null_tokens(asked, mode, off, info, scale, multiple)
+        null_tokens=_null_tokens(asked, mode, off, info, scale, multiple, partly)
         if asked and asked.null_keep is not None
         else 0,
         temperature=sampling.temperature if temperature is None else temperature,
@@ -308,7 +321,8 @@ def _with_difference(plan: Sequence[ScaleStep]) -> list[ScaleStep]:
         if step.delta and step.weights and step.weights[1] == 0:
             step = replace(step, delta=False, weights=None)  # a strength of 1 is cond alone
         elif step.null_tokens and step.weights and step.weights[1] == 0:
-            step = replace(step, null_tokens=0)
+            if not any(later.null_tokens for later in plan[len(out) + 1 :]):
+                step = replace(step, null_tokens=0)
         if step.run != "skip" and (step.delta or step.null_tokens):
             if source is None or not out[source].scale.is_map:
                 why = "is no token map" if source is not None else "is none"

@@ -128,7 +128,7 @@ class PlanStep(Model):
     ``guidance``: ``full`` runs both branches, ``cond`` and ``null`` one alone, ``delta`` cond with
     the last guided scale's difference to null. ``guidance_scale`` is the textbook strength w of
     ``w·cond + (1 - w)·null``; 1 is off. ``null_keep``: the share of the tokens that are guided, and
-    so run in the null branch, at what is then the last guided scale.
+    so run in the null branch; from then on a scale without it runs cond alone.
     """
 
     layout = "terse"

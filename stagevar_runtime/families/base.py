@@ -163,7 +163,8 @@ class State:
     ``difference`` is cond - null of the logits ``(B, n, V')`` at the last guided scale that kept
     it, with that scale; it has no rows to drop. ``narrow`` says what stands in for the linear
     layers of each block at the scale that runs (:mod:`stagevar_runtime.features`).
-    ``extra`` is the family's own, without rows.
+    ``null`` is the null branch where it sees part of the tokens: with keys and values of its own,
+    while this state goes on with cond. ``extra`` is the family's own, without rows.
     """
 
     scales: tuple[ScaleSpec, ...]
@@ -179,6 +180,7 @@ class State:
     narrow: Mapping[int, Narrowed] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, Any] | None = None
+    null: State | None = None
 
     @property
     def guided(self) -> bool:
@@ -220,6 +222,7 @@ class State:
             noise=self.noise.fork(),
             features=dict(self.features),
             extra=dict(self.extra),
+            null=self.null and self.null.fork(),
         )
 
 

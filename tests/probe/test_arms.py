@@ -45,7 +45,7 @@ MENU = Menu(
         "blocks": TokenOption(keep=(0.5, 1), select="pivot", restore="delta-cache", span="block"),
         "projection": TokenOption(keep=0.5, select="projection", restore="cache"),
     },
-    parts={"guided 0.5": 0.5},
+    parts={"few": {2: 0.5, 3: 0.25}, "fewer": {3: 0.25}},
 )
 ARMS = [
     Arm("constant 3", 0, "constant 3"),
@@ -53,7 +53,7 @@ ARMS = [
     Arm("joint", 2, "constant 3", "cool"),
     Arm("joint delta", 2, "constant 3", "delta"),
     *(Arm(f"{t} at {k}", k, tokens=t) for t in MENU.tokens for k in (2, 3)),
-    *(Arm(f"guided 0.5 at {k}", k, part="guided 0.5") for k in (2, 3)),
+    *(Arm(name, min(part), part=name) for name, part in MENU.parts.items()),
     Arm("skip from 3", 3, skip=True),
     Arm("skip from 1", 1, skip=True),
     Arm("skip 1 to 2", 1, skip=True, until=3),
@@ -204,7 +204,7 @@ def test_model_work_stays_small(sides: tuple[int, ...], kind: str) -> None:
     """As the calibration prints it: full generations an image, arms from where they begin."""
     info = replace(info_of(guidance=kind), width=1024)
     scales, sampling = scales_of(*sides), Sampling(guidance=4.0)
-    menu = default_menu(info, sampling)
+    menu = default_menu(info, sampling, scales)
     work = float(len(menu.schedules))
     whole = sum(scale_flops(info, compile_plan((), info, scales, sampling)))
     for arm in default_arms(menu, scales):
@@ -214,10 +214,24 @@ def test_model_work_stays_small(sides: tuple[int, ...], kind: str) -> None:
     assert work < 33  # of these models, which have no features
 
 
+def test_tokens_are_guided_in_part_only_where_that_can_run() -> None:
+    """After a map, where guidance is published, and never where null cannot run alone."""
+    sampling, info = Sampling(guidance=4.0, guidance_off_from=3), info_of(guidance="linear")
+    text = (ScaleSpec(0, 1, 1, 7), *scales_of(1, 2, 3, 4)[1:])
+    parts = default_menu(info, sampling, text).parts
+    assert parts["guided 0.1"] == {2: round(1.6 / 9, 4)} and parts["guided 0.35"] == {2: 0.6222}
+    final = (*scales_of(1, 2, 3), ScaleSpec(3, 4, 4, 16, "final"))
+    assert set(default_menu(info, Sampling(guidance=4.0), final).parts["guided 0.35"]) == {2}
+    for other in ({"guides_logits": False}, {"rows_independent": False}):
+        refused = info_of(guidance="linear", **other)
+        assert not default_menu(refused, Sampling(guidance=4.0), scales_of(1, 2, 3)).parts
+    assert not default_menu(info, Sampling(guidance=1.0), scales_of(1, 2, 3)).parts
+
+
 def test_default_arms_compile_and_are_named_apart() -> None:
     info, scales = info_of(guidance="ramp"), scales_of(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     sampling = Sampling(guidance=4.0)
-    menu = default_menu(info, sampling)
+    menu = default_menu(info, sampling, scales)
     arms = default_arms(menu, scales)
     assert len({arm.name for arm in arms}) == len(arms)
     exact = compile_plan((), info, scales, sampling)
@@ -228,7 +242,9 @@ def test_default_arms_compile_and_are_named_apart() -> None:
     assert {arm.scale for arm in arms if arm.skip and arm.until is None} == {7, 8, 9}
     inner = {(arm.scale, arm.until) for arm in arms if arm.until is not None}
     assert inner == {(7, 8), (7, 9), (8, 9)}
-    assert {(arm.scale, arm.part) for arm in arms if arm.part} == {(9, p) for p in menu.parts}
+    parts = {arm.part: arm.scale for arm in arms if arm.part}
+    assert parts == {"guided 0.35": 8, "guided 0.2": 6, "guided 0.1": 5}
+    assert menu.parts["guided 0.35"] == {8: round(89.6 / 169, 4), 9: 0.35}
     assert min(arm.scale for arm in arms if arm.tokens) >= 7  # only scales that hold many tokens
 
 

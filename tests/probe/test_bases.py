@@ -150,11 +150,11 @@ def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
 
 def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
     tiny_var.features.use()
-    menu = default_menu(tiny_var.info, SAMPLING)
+    menu = default_menu(tiny_var.info, SAMPLING, tiny_var.scales())
     inputs, options = tiny_var.condition(labels=[0, 1]), {**menu.tokens, **menu.features}
     costs = measure_costs(tiny_var, inputs, SAMPLING, menu.options, 1)
     cells = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in options}
-    cells |= {(3, 2, name) for name in menu.parts}
+    cells |= {(k, 2, name) for name, part in menu.parts.items() for k in part}
     assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()
     one = {"pca": FeatureOption(rank=4, basis="pca")}
     for _, name, plan in cost_plans(tiny_var, SAMPLING, one):
@@ -206,7 +206,8 @@ def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pi
     measured = load_measurements(with_features / "m.stagevar.measurements.json")
     assert {"pca 32 at 3", "pca 16 at 2"} <= measured.smooth.keys()
     assert (3, 2, "pca 16") in measured.costs.ms  # type: ignore[union-attr]
-    assert measured.menu == default_menu(pipeline.model.info, pipeline.sampling())
+    model = pipeline.model
+    assert measured.menu == default_menu(model.info, pipeline.sampling(), model.scales())
 
 
 def test_a_calibration_without_such_plans_leaves_no_file(

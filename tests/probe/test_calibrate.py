@@ -22,7 +22,7 @@ from stagevar_probe.measurements import Measurements, load_measurements
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.pipeline import Pipeline, load
-from stagevar_runtime.profile import load_profile
+from stagevar_runtime.profile import PlanStep, load_profile
 
 BASES = ("bases.json", "bases.safetensors")
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,6 +236,34 @@ def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) 
     assert attempts and measured.validation["trials"] <= module.TRIALS
     assert min(a["figures"]["loss"][0] for a in attempts) > 0.1  # or the test shows nothing
     assert all(not steps.steps for steps in profile.plans.values())  # exact is what is left
+
+
+def test_hopeless_plans_are_given_up_after_a_share_of_the_images(tmp_path, pipeline) -> None:
+    job = job_in(tmp_path, pipeline)
+    job.held_out = balanced_labels(pipeline.model, 16, seed=0, held_out=True)
+    job._open(True)
+    plans = {"skip": (PlanStep(scale=3, run="skip"),), "same": ()}
+    figures = job._validate(
+        plans, job.held_out, "racing", "race", lambda figures: figures["psnr"][0] < 60
+    )
+    assert {name: f["images"] for name, f in figures.items()} == {
+        "exact": 16,
+        "skip": 4,
+        "same": 16,
+    }
+    (tmp_path / ".m.stagevar.yaml.partial" / "race-00007.json").unlink()
+    again = job._validate(
+        plans, job.held_out, "racing", "race", lambda figures: figures["psnr"][0] < 60
+    )
+    assert again["skip"]["loss"] == figures["skip"]["loss"] and again["same"]["images"] == 16
+
+
+def test_given_up_candidates_cannot_win(tmp_path: Path, pipeline: Pipeline, monkeypatch) -> None:
+    monkeypatch.setattr(module, "hopeless", lambda figures, max_loss: True)
+    profile = job_in(tmp_path, pipeline).run()
+    measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
+    assert len(measured.validation["attempts"]) > 3
+    assert all(not plan.steps for plan in profile.plans.values())
 
 
 @pytest.mark.parametrize(("winning", "trials"), [(1, 2), (9, module.TRIALS)])

@@ -30,13 +30,14 @@ HALF = TokenOption(keep=0.5, select="norm", restore="cache", span="all")
 
 
 def test_every_cell_is_there(tiny_var: VAR) -> None:
-    menu = default_menu(tiny_var.info, SAMPLING)
+    menu = default_menu(tiny_var.info, SAMPLING, tiny_var.scales())
     tokens = menu.tokens
     conditioning = tiny_var.condition(labels=[0, 1])
     costs = measure_costs(tiny_var, conditioning, SAMPLING, {**tokens, **menu.parts}, repeats=2)
     full = {(k, rows, FULL) for k in range(4) for rows in (1, 2)}
     reduced = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in tokens}
-    parts = {(3, 2, name) for name in menu.parts}
+    parts = {(k, 2, name) for name, part in menu.parts.items() for k in part}
+    assert (2, 2, "guided 0.35") in parts and (1, 2, "guided 0.35") not in parts
     assert costs.ms.keys() == costs.spread_ms.keys() == full | reduced | parts
     assert all(ms > 0 for ms in costs.ms.values()) and costs.decode_ms > 0
     assert all(spread >= 0 for spread in costs.spread_ms.values())

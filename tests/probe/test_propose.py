@@ -22,7 +22,7 @@ from stagevar_probe.propose import (
     stages_of,
     steps_of,
 )
-from stagevar_probe.race import FIELD, field
+from stagevar_probe.race import CONTROL, FIELD, cooler, field, hopeless, winners
 from stagevar_probe.solve import FULL, SKIP, Choice, Solution, solve
 from stagevar_probe.spectrum import ratio_name
 from stagevar_runtime.errors import CalibrationError
@@ -143,7 +143,9 @@ def solution(schedule=PUBLISHED, drop=None, skip=None, tokens: dict[int, str] | 
         gone = drop is not None and k >= drop[0]
         guidance, rows = (drop[1], 1) if gone else (FULL, 2)
         choices.append(Choice(k, "full", guidance, rows, (tokens or {}).get(k, FULL), 1.0))
-    return Solution(tuple(choices), schedule, drop, (skip,) if skip else (), 1.0, 2.0, 0.0, 0.1)
+    return Solution(
+        tuple(choices), schedule, drop, (skip,) if skip else (), None, 1.0, 2.0, 0.0, 0.1
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -190,17 +192,21 @@ def test_a_dropped_branch_is_said_once() -> None:
     assert [(s.guidance, s.temperature) for s in cool] == [("cond", 0.6), (None, 0.6)]
 
 
-def test_part_of_the_tokens_is_guided_where_guidance_is_left() -> None:
-    """A cost at two rows alone keeps it from scales at which guidance was dropped."""
-    made = measured(guided=[0.999, 0.799])
-    made.menu = replace(MENU, parts={"guided 0.5": 0.5})
-    made.arms = [*ARMS[1:3], Arm("guided", 3, part="guided 0.5")]
+def test_part_of_the_tokens_is_guided_at_every_scale_where_guidance_is_left() -> None:
+    made = measured(guided=[0.999, 0.799], **{"skip from 3": [0.5, 0.5]})
+    made.menu = replace(MENU, parts={"guided 0.2": {2: 0.5, 3: 0.25}})
+    made.arms = [*ARMS[1:3], Arm("guided", 2, part="guided 0.2")]
     assert made.costs is not None
-    made.costs = replace(made.costs, ms={**MS, (3, 2, "guided 0.5"): 5.0})
-    best = solve(problem_from(made, 0.002), 0.002)
-    assert steps_of(best, made) == (PlanStep(scale=3, null_keep=0.5),)
-    dropped = solve(problem_from(made, 1.0), 1.0)
-    assert dropped.drop and all(c.tokens != "guided 0.5" for c in dropped.choices)
+    part = {(k, 2, "guided 0.2"): 1.2 * (k + 1) for k in (2, 3)}
+    made.costs = replace(made.costs, ms={**MS, **part})
+    problem = problem_from(made, 0.002)
+    assert problem.part_loss == {"guided 0.2": pytest.approx(0.001)}
+    assert problem.apart == {"null"}
+    best = solve(problem, 0.002)
+    both = (PlanStep(scale=2, null_keep=0.5), PlanStep(scale=3, null_keep=0.25))
+    assert best.part == "guided 0.2" and steps_of(best, made) == both
+    dropped = solve(problem, 1.0)
+    assert dropped.drop == (2, "cond") and dropped.part is None
 
 
 def test_a_solved_problem_becomes_steps() -> None:
@@ -279,11 +285,48 @@ def test_estimates_and_stages() -> None:
 
 
 def test_the_race_has_plans_with_and_without_another_guidance() -> None:
-    candidates = field(measured(), 0.02)
-    assert [c.ms for c in candidates] == sorted((c.ms for c in candidates), reverse=True)
-    assert len({c.steps for c in candidates}) == len(candidates) <= FIELD
-    assert all(c.steps for c in candidates)
+    both = field(measured(), 0.02)
+    assert [c.ms for c in both] == sorted((c.ms for c in both), reverse=True)
+    assert len({c.steps for c in both}) == len(both)
+    assert all(c.steps for c in both)
+    candidates = [c for c in both if "cooler" not in c.name]
+    assert 2 < len(candidates) <= FIELD
     changed = [any(s.guidance_scale is not None for s in c.steps) for c in candidates]
     assert any(changed) and not all(changed)
     unchanged = [c for c, other in zip(candidates, changed, strict=True) if not other]
     assert PlanStep(scale=3, tokens=MENU.tokens["half"]) in [c.steps[-1] for c in unchanged]
+
+
+def test_every_candidate_and_exact_race_sampled_cooler_too() -> None:
+    made = measured()
+    candidates = field(made, 0.02)
+    steps = [c.steps for c in candidates]
+    assert all(cooler(c.steps, made.job) in steps for c in candidates)
+    control = next(c for c in candidates if c.name == CONTROL)
+    assert control.steps == cooler((), made.job) and control.ms == candidates[0].ms
+    assert control.ms == problem_from(made, 0.02).exact_ms
+    kept = {"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}
+    won = winners(candidates, {c.name: kept for c in candidates}, 0.02)["balanced"]
+    assert control not in won and len(won) == len(candidates) - 1
+    assert won[0].ms == min(c.ms for c in candidates)
+
+
+def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
+    job = measured().job | {"sampling": {"temperature": 0.5}}  # 1, 5 of 30 tokens before 1, 2
+    assert cooler((), job) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
+    own = (
+        PlanStep(scale=1, guidance="cond", temperature=0.4),
+        PlanStep(scale=2, run="skip"),
+        PlanStep(scale=3, guidance_scale=3.0),
+    )
+    assert cooler(own, job) == (*own[:2], PlanStep(scale=3, guidance_scale=3.0, temperature=0.15))
+
+
+def test_hopeless_needs_three_standard_errors() -> None:
+    def figures(loss: float, kid: float) -> dict[str, list[float]]:
+        around = {"smooth_loss": (loss, 0.04), "kid_loss": (kid, 100.0)}
+        return {name: [m, m - half, m + half] for name, (m, half) in around.items()}
+
+    assert not hopeless(figures(0.08, 140.0), 0.01)  # the loosest budget is 0.03
+    assert hopeless(figures(0.1, 0.0), 0.01) and hopeless(figures(0.0, 160.0), 0.01)
+    assert not hopeless({"smooth_loss": [0.08, 0.04, 0.12]}, 0.01)  # nothing real to compare with

@@ -32,9 +32,14 @@ def brute(problem, budget, gains=False):
 
     best = None
     drops = {(k, v) for k, v in problem.drop_loss} | {(k, v) for _, k, v in problem.joint_loss}
-    for schedule, drop, skips in itertools.product(
-        problem.schedules, [None, *drops], sets_apart(problem.skip_loss)
+    for schedule, drop, skips, part in itertools.product(
+        problem.schedules,
+        [None, *drops],
+        sets_apart(problem.skip_loss),
+        [None, *problem.part_loss],
     ):
+        if part and drop and drop[1] in problem.apart:
+            continue
         offset = problem.schedules[schedule]
         if drop is None:
             base = [offset]
@@ -48,12 +53,13 @@ def brute(problem, budget, gains=False):
         if drop is not None and drop[0] not in run:
             continue
         base += [problem.skip_loss[skip] for skip in skips]
+        base += [problem.part_loss[part]] if part else []
         rows = {k: 1 if problem.rows == 1 or (drop and k >= drop[0]) else 2 for k in run}
         menus = [
             [
-                (cost, 0.0 if t == FULL else problem.token_loss[k, t])
+                (cost, problem.token_loss.get((k, t), 0.0))
                 for (at, r, t), cost in problem.ms.items()
-                if at == k and r == rows[k] and (t == FULL or (k, t) in problem.token_loss)
+                if at == k and r == rows[k] and allowed(problem, k, r, t, part)
             ]
             for k in run
         ]
@@ -64,6 +70,13 @@ def brute(problem, budget, gains=False):
                 plan = (ms, sum(raw))
                 best = plan if best is None else min(best, plan)
     return best
+
+
+def allowed(problem, k, rows, option, part):
+    """Whether a scale that is run may have this option where ``part`` is guided."""
+    if rows == 2 and (k, 2, part) in problem.ms:
+        return option == part
+    return option == FULL or (k, option) in problem.token_loss
 
 
 def random_problem(seed, scales, tokens=2):
@@ -84,6 +97,9 @@ def random_problem(seed, scales, tokens=2):
                     ms[k, 1, name] = r.randint(1, double)
             if name != FULL and r.random() < 0.8:
                 token_loss[k, name] = loss()
+    for name in ("guided few", "guided none", "not measured"):
+        for k in range(r.randint(0, scales), scales):
+            ms[k, 2, name] = r.randint(1, 40)
     pairs = [(k, v) for k in range(scales) for v in ("cond", "null") if r.random() < 0.7]
     return Problem(
         scales,
@@ -99,6 +115,8 @@ def random_problem(seed, scales, tokens=2):
         schedules={"published": 0.0, "constant": loss(), "early": loss()},
         joint_loss={("constant", *pair): loss() for pair in pairs if r.random() < 0.5},
         schedule_ms={"constant": r.choice([0, 0, 3])},
+        part_loss={name: loss() for name in ("guided few", "guided none")},
+        apart=frozenset({"null"}),
     )
 
 
@@ -129,10 +147,11 @@ def raw_loss(problem, plan):
         added = total + problem.drop_loss.get(plan.drop, 0)
         total = problem.joint_loss.get(both, added)
     total += sum(problem.skip_loss[skip] for skip in plan.skips)
+    total += problem.part_loss.get(plan.part, 0)
     return total + sum(
         problem.token_loss[c.scale, c.tokens]
         for c in plan.choices
-        if c.tokens not in (FULL, "skip")
+        if c.tokens not in (FULL, "skip", plan.part)
     )
 
 
@@ -294,6 +313,7 @@ def test_real_sizes_equal_dynamic_programming(seed):
         token_loss=tokens,
         drop_loss=drops,
         joint_loss={},
+        part_loss={},
         skip_loss={(9, 10): 0.05, (6, 8): 0.03, (3, 4): 0.01, (4, 5): 0.01},
     )
     for budget in (30, 60):

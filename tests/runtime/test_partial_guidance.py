@@ -1,4 +1,4 @@
-"""pytest tests/runtime/test_partial_guidance.py — guidance on part of the last guided scale."""
+"""pytest tests/runtime/test_partial_guidance.py — guidance on part of the tokens of late scales."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def made(request, var: Made) -> Made:
     return var if request.param == "var" else MADE[request.param]()
 
 
-@pytest.mark.parametrize("before", ["guided", "skipped"])
+@pytest.mark.parametrize("before", ["guided", "skipped", "partly"])
 def test_logits_are_guided_where_guidance_moved_most(made: Made, monkeypatch, before: str) -> None:
     """Against both branches run apart: cond on all tokens, null alone on the chosen ones."""
     model, inputs = made
@@ -74,6 +74,7 @@ def test_logits_are_guided_where_guidance_moved_most(made: Made, monkeypatch, be
     if not scales[source].is_map:
         pytest.skip("this tiny model has no map two scales earlier")
     skip = [PlanStep(scale=last - 1, run="skip")] if before == "skipped" else []
+    earlier = [PlanStep(scale=last - 1, null_keep=0.6)] if before == "partly" else []
 
     def replayed(*steps: PlanStep, ids=None) -> engine.Replay:
         plan = compile_plan([*skip, *steps], model.info, scales, sampling)
@@ -83,15 +84,20 @@ def test_logits_are_guided_where_guidance_moved_most(made: Made, monkeypatch, be
     ids = generate(model, inputs, None, sampling, 1).ids
     full = replayed(ids=ids)
     step = PlanStep(scale=last, null_keep=0.4, guidance_scale=3.0, temperature=temperature)
-    got = replayed(step, ids=ids)
+    got = replayed(*earlier, step, ids=ids)
     cond, null = full.logits[source].chunk(2)
-    moved = squared_norm(resize(cond - null, scales[source].grid, scales[last].grid))
-    keep = round(0.4 * scales[last].tokens)
-    index = moved.topk(keep, dim=1).indices.sort(dim=1).values
 
-    monkeypatch.setitem(SELECTORS, "these", Selector(lambda scene: index))
-    some = TokenOption(keep=0.4, select="these", restore="none", span="all")
-    alone = [PlanStep(scale=0, guidance="null"), PlanStep(scale=last, tokens=some)]
+    def chosen(scale: ScaleSpec, share: float) -> torch.Tensor:
+        moved = squared_norm(resize(cond - null, scales[source].grid, scale.grid))
+        return moved.topk(round(share * scale.tokens), dim=1).indices.sort(dim=1).values
+
+    index = chosen(scales[last], 0.4)
+    by_grid = {scales[last].grid: index, scales[last - 1].grid: chosen(scales[last - 1], 0.6)}
+    monkeypatch.setitem(SELECTORS, "these", Selector(lambda scene: by_grid[scene.grid]))
+    alone = [PlanStep(scale=0, guidance="null")]
+    for k, share in ((last - 1, 0.6), (last, 0.4))[not earlier :]:
+        some = TokenOption(keep=share, select="these", restore="none", span="all")
+        alone.append(PlanStep(scale=k, tokens=some))
     nulls = take(replayed(*alone, ids=ids).logits[at], index)
     conds = full.logits[at].chunk(2)[0]
     torch.testing.assert_close(got.logits[at], conds, atol=1e-5, rtol=0)
@@ -119,8 +125,11 @@ def test_all_tokens_is_the_exact_path(made: Made) -> None:
 def test_a_batch_equals_one_at_a_time(made: Made) -> None:
     model, inputs = made
     scales, sampling = model.scales(), model.default_sampling
-    step = PlanStep(scale=len(scales) - 2, null_keep=0.5)
-    plan = compile_plan([step], model.info, scales, sampling)
+    last = last_map(model)
+    late = (last - 1, last) if scales[last - 2].is_map else (last,)
+    steps = [PlanStep(scale=k, null_keep=0.5) for k in late]
+    plan = compile_plan(steps, model.info, scales, sampling)
+    assert [step.scale.index for step in plan if step.null_tokens] == list(late)
     both = generate(model, inputs, plan, sampling, [4, 5])
     for i in range(2):
         one = generate(model, inputs[[i]], plan, sampling, [4 + i])
@@ -140,6 +149,24 @@ def test_cond_goes_on_alone() -> None:
     assert [s.keep_difference for s in borrowed] == [False, True, False, False]
     weak = compiled(HALF.model_copy(update={"guidance_scale": 1.0}))
     assert weak[3].branches == ("cond",) and not weak[3].null_tokens
+
+
+def test_null_stays_while_scales_are_guided_in_part() -> None:
+    late = PlanStep(scale=3, null_keep=0.25)
+    plan = compiled(PlanStep(scale=2, null_keep=0.5), late)
+    assert [(len(s.branches), s.null_tokens, s.keep_difference) for s in plan] == [
+        *((2, 0, False), (2, 0, True), (2, 4, False), (2, 4, False))
+    ]
+    skipped = compiled(PlanStep(scale=1, null_keep=0.5), PlanStep(scale=2, run="skip"), late)
+    assert [s.null_tokens for s in skipped] == [0, 2, 0, 4]
+    whole = compiled(PlanStep(scale=2, null_keep=0.5), late.model_copy(update={"null_keep": 1.0}))
+    assert whole[3].null_tokens == 16  # its own keys and values: not as if it had seen all
+    weak = PlanStep(scale=2, null_keep=0.5, guidance_scale=1.0)
+    assert [s.null_tokens for s in compiled(weak, late)] == [0, 0, 4, 4]
+    assert [s.null_tokens for s in compiled(weak)] == [0, 0, 0, 0]
+    assert "guidance is dropped there" in refused(
+        PlanStep(scale=1, null_keep=0.5), PlanStep(scale=2, guidance="cond"), late
+    )
 
 
 def test_what_it_needs() -> None:

@@ -29,11 +29,11 @@ LATE_DROP = 3  # the scales whose guidance the question about branches drops
 class Entry:
     """One row of a comparison.
 
-    ``kind``: exact, guidance, preset, plan, drop, tokens, features, skip or joint. ``guidance``:
-    the exact path's own, where it is not the one that was asked for. ``facts`` is what questions
-    look up: of a drop ``branch``, ``scale``, ``schedule``, ``cool``; of tokens ``select``,
-    ``restore``, ``keep``, ``scales``; of features ``basis``, ``rank``, ``scales``; of a joint plan
-    the names of its ``parts``.
+    ``kind``: exact, guidance, temperature, preset, plan, drop, tokens, features, skip or joint.
+    ``guidance``: the exact path's own, where it is not the one that was asked for. ``facts`` is
+    what questions look up: of a drop ``branch``, ``scale``, ``schedule``, ``cool``; of tokens
+    ``select``, ``restore``, ``keep``, ``scales``; of features ``basis``, ``rank``, ``scales``; of a
+    joint plan the names of its ``parts``.
     """
 
     name: str

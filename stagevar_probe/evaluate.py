@@ -24,6 +24,7 @@ from .inputs import HELD_OUT_SEED, Encode, Inputs
 from .metrics.images import nearest_distance
 from .metrics.quality import Quality
 from .progress import meter
+from .race import CONTROL, cooler
 from .statistics import binomial_interval, mean_interval, paired_loss
 from .suites.suite import Figures, Suite
 from .tables import NONE, columns, fidelity, ranged, speed
@@ -66,13 +67,16 @@ def suite_inputs(
 def evaluation_lineup(
     model: ScaleModel, sampling: Sampling, profile: Profile | None, tile: int = 1
 ) -> Lineup:
-    """The exact path, the same without guidance, every preset, every plan of the profile."""
+    """The exact path, the same without guidance and sampled cooler (what a calibrated plan may gain
+    by temperature alone), every preset, every plan of the profile."""
     info, scales = model.info, model.scales()
     measured = profile.measurements if profile else ()
     ranks = {m.scale: m.rank_pca for m in measured if m.rank_pca} or None
     entries, left_out = presets_and_plans(info, scales, profile, ranks)
     none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
+    cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
     first = [Entry(EXACT, EXACT), Entry(UNGUIDED, "guidance", guidance=none)]
+    first.append(Entry(CONTROL, "temperature", cool))
     return lineup([*first, *entries], left_out, info, scales, sampling, tile)
 
 

@@ -71,26 +71,29 @@ def field(measured: Measurements, max_loss: float) -> list[Candidate]:
         distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must)}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
     named = [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
-    twins = [Candidate(CONTROL, cooler((), measured.job), problem.exact_ms, 0.0)]
+    tokens = [count for _, _, count in measured.job["scales"]]
+    temperature = measured.job["sampling"]["temperature"]
+    twins = [Candidate(CONTROL, cooler((), tokens, temperature), problem.exact_ms, 0.0)]
     for own in named:
-        steps = cooler(own.steps, measured.job)
+        steps = cooler(own.steps, tokens, temperature)
         twins.append(replace(own, name=f"{own.name}, cooler", steps=steps))
     new = [twin for twin in twins if twin.steps not in distinct]
     return sorted([*named, *new], key=lambda c: -c.ms)
 
 
-def cooler(steps: Sequence[PlanStep], job: Mapping[str, Any]) -> tuple[PlanStep, ...]:
+def cooler(
+    steps: Sequence[PlanStep], tokens: Sequence[int], temperature: float
+) -> tuple[PlanStep, ...]:
     """The plan, sampled cooler at every scale after the first twentieth of the tokens.
 
-    What is dropped, reduced or left out makes late scales noisier; the layout is drawn by then.
+    ``tokens`` of every scale, ``temperature`` of exact. What is dropped, reduced or left out makes
+    late scales noisier; the layout is drawn by then.
     """
-    temperature = COOLER * job["sampling"]["temperature"]
-    tokens = [count for _, _, count in job["scales"]]
     own = {step.scale: step for step in steps}
-    for k, drawn in enumerate(accumulate(tokens, initial=0)):
+    for k, drawn in enumerate(accumulate(tokens[:-1], initial=0)):
         step = own.get(k, PlanStep(scale=k))
-        if k < len(tokens) and drawn >= SETTLED * sum(tokens) and step.run != "skip":
-            own[k] = step.model_copy(update={"temperature": temperature})
+        if drawn >= SETTLED * sum(tokens) and step.run != "skip":
+            own[k] = step.model_copy(update={"temperature": COOLER * temperature})
     return tuple(own[k] for k in sorted(own))
 
 

@@ -52,7 +52,11 @@ def test_one_command_writes_everything(checkpoint: Path) -> None:
     assert result.exception is None, result
     found = json.loads(result.stdout)
     names = [row["name"] for row in found["rows"]]
-    assert names[:2] == ["exact", "no guidance"] and {"stagevar", "fastvar", "skip-2"} <= set(names)
+    assert names[:3] == ["exact", "no guidance", "exact, cooler"] and {
+        "stagevar",
+        "fastvar",
+        "skip-2",
+    } <= set(names)
     assert found["job"]["metric"] == "scenes" and found["job"]["features"] == "pixels"
     exact = found["rows"][0]
     assert set(exact["kinds"]) == set(suite.suite_kinds())

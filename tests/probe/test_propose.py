@@ -301,9 +301,10 @@ def test_every_candidate_and_exact_race_sampled_cooler_too() -> None:
     made = measured()
     candidates = field(made, 0.02)
     steps = [c.steps for c in candidates]
-    assert all(cooler(c.steps, made.job) in steps for c in candidates)
+    counts = [1, 4, 9, 16]
+    assert all(cooler(c.steps, counts, 1.0) in steps for c in candidates)
     control = next(c for c in candidates if c.name == CONTROL)
-    assert control.steps == cooler((), made.job) and control.ms == candidates[0].ms
+    assert control.steps == cooler((), counts, 1.0) and control.ms == candidates[0].ms
     assert control.ms == problem_from(made, 0.02).exact_ms
     kept = {"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}
     won = winners(candidates, {c.name: kept for c in candidates}, 0.02)["balanced"]
@@ -312,14 +313,17 @@ def test_every_candidate_and_exact_race_sampled_cooler_too() -> None:
 
 
 def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
-    job = measured().job | {"sampling": {"temperature": 0.5}}  # 1, 5 of 30 tokens before 1, 2
-    assert cooler((), job) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
+    counts = (1, 4, 9, 16)  # 1 of 30 tokens before scale 1, 5 before scale 2
+    assert cooler((), counts, 0.5) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
     own = (
         PlanStep(scale=1, guidance="cond", temperature=0.4),
         PlanStep(scale=2, run="skip"),
         PlanStep(scale=3, guidance_scale=3.0),
     )
-    assert cooler(own, job) == (*own[:2], PlanStep(scale=3, guidance_scale=3.0, temperature=0.15))
+    assert cooler(own, counts, 0.5) == (
+        *own[:2],
+        PlanStep(scale=3, guidance_scale=3.0, temperature=0.15),
+    )
 
 
 def test_hopeless_needs_three_standard_errors() -> None:

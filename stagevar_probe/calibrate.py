@@ -33,7 +33,7 @@ from .monotone import disagreements
 from .partial import Partial
 from .progress import meter
 from .propose import build_profile, problem_from, steps_of
-from .race import field, hopeless, winners
+from .race import CONTROL, cooler, field, hopeless, suits, winners
 from .ranks import ALONE, Ranks
 from .solve import Solution, frontier
 from .validate import EXACT, Batch, observe_batch, summarise, warm_up
@@ -343,11 +343,17 @@ class Calibration:
     def _race(self, measured: Measurements) -> Proof:
         """Candidates on fresh inputs, the fastest within budget on held-out ones.
 
+        All are sampled cooler where that suits the exact path, which is tried first.
         Where the winner misses its target there, the next slower one that kept its budget is tried
         on held-out inputs with new seeds, and after the last the exact path; how often is recorded.
         """
-        candidates = field(measured, self.settings.max_loss)
         half = max(self.settings.batch, len(self.held_out) // 2)
+        some = self._fresh(1, max(self.settings.batch, math.ceil(half * PROBATION)))
+        control = cooler((), measured.job)
+        tried = self._validate({CONTROL: control}, some, "sampling cooler", "cooler")[CONTROL]
+        cool = suits(tried, self.settings.max_loss)
+        candidates = field(measured, self.settings.max_loss, cool)
+        logger.info("%d plans race, sampled %s", len(candidates), "cooler" if cool else "as exact")
         raced = self._validate(
             {c.name: c.steps for c in candidates},
             self._fresh(1, half),
@@ -360,9 +366,11 @@ class Calibration:
         logger.info("%d of %d candidates ran to the end", len(stayed), len(candidates))
         order = winners(stayed, raced, self.settings.max_loss)
         order["balanced"] = order["balanced"][: TRIALS - 1]
+        ran = [(CONTROL, 0.0, tried, control)]
+        ran += [(c.name, c.loss, raced[c.name], c.steps) for c in candidates]
         attempts = [
-            {"plan": c.name, "predicted": c.loss, "figures": raced[c.name], "steps": _said(c.steps)}
-            for c in candidates
+            {"plan": name, "predicted": loss, "figures": figures, "steps": _said(steps)}
+            for name, loss, figures, steps in ran
         ]
         for trial in range(TRIALS):
             chosen = {name: kept[0].steps if kept else () for name, kept in order.items()}

@@ -17,15 +17,17 @@ from .arms import PUBLISHED
 from .goal import BUDGETS
 from .measurements import Measurements
 from .propose import problem_from, steps_of
-from .solve import FULL, Problem, Solution, exact_plan, frontier, solve
+from .solve import FULL, Problem, Solution, exact_plan, frontier, ladder, solve
 from .validate import significantly_worse
 
 CAUTION = (0.0, 1.0, 2.0)  # standard errors: the least of many losses is often a lucky one
 LOOSEST = 2.0  # of the loosest budget: sums of losses are often too high
-FIELD = 12  # candidates at most, their cooler twins not counted
+WIDE = 6  # candidates of all options at most, besides the drops of guidance
+UNCHANGED = 4  # under the published guidance
+RUNGS = 9  # of paces, all tokens kept: with the losses as measured, and with caution
 POINTS = 12  # of a frontier
-COOLER = 0.3  # of the temperature: what a twin is sampled with
-SETTLED = 0.05  # share of the tokens that a twin draws as warm as exact
+COOLER = 0.3  # of the temperature
+SETTLED = 0.05  # share of the tokens that are drawn as warm as exact
 SURE = 1.5  # half intervals (three standard errors) that make a candidate hopeless
 CONTROL = "exact, cooler"
 
@@ -40,69 +42,77 @@ class Candidate:
     loss: float
 
 
-def field(measured: Measurements, max_loss: float) -> list[Candidate]:
-    """Distinct candidates, slow to fast.
+def field(measured: Measurements, max_loss: float, cool: bool = False) -> list[Candidate]:
+    """Distinct candidates, slow to fast, sampled cooler (:func:`cooler`) where that is asked.
 
-    For every scale the best way to drop guidance from it on, all tokens kept, where it promises to
-    keep the loosest budget; what the solver picks for the one asked for; and its frontiers to
-    several times the loosest budget, with the losses as measured and with caution. Half of the
-    field is a frontier under the published guidance alone: another guidance changes the whole
-    picture, so that its loss has the widest interval, and a lucky one would be in every plan.
+    Three parts, for what the solver cannot know:
 
-    Each has a twin that is sampled cooler (:func:`cooler`), the exact path too, as a control: what
-    temperature does to the distribution is seen in a race alone.
+    * All options: for every scale the best way to drop guidance from it on, where it promises to
+      keep the loosest budget; what the solver picks for the one asked for; frontiers to several
+      times the loosest budget, with the losses as measured and with caution.
+    * A frontier under the published guidance: another guidance changes the whole picture, so that
+      its loss has the widest interval, and a lucky one would be in every plan.
+    * Ladders of plans that keep all tokens and leave out no two scales in a row, which change the
+      distribution least: of that the losses say nothing.
     """
     problems = [problem_from(measured, max_loss, caution) for caution in CAUTION]
     problem, careful, _ = problems
     alone = {PUBLISHED: problem.schedules[PUBLISHED]}
-    published = replace(problem, schedules=alone, joint_loss={}, schedule_ms={})
+    published = [replace(p, schedules=alone, joint_loss={}, schedule_ms={}) for p in problems]
     loosest = max(BUDGETS.values()) * max_loss
     drops = [s for s in best_drops(careful) if s.loss <= loosest]
     must = {steps_of(s, measured) for s in drops}
     chosen = [solve(losses) for losses in problems]
     for losses in (problem, careful):
         chosen += frontier(losses, POINTS, max_loss=LOOSEST * loosest)
-    unchanged = frontier(published, POINTS, max_loss=LOOSEST * loosest)
+    unchanged = frontier(published[0], POINTS, max_loss=LOOSEST * loosest)
+    rungs = []
+    for losses in published[:2]:
+        single = {span: x for span, x in losses.skip_loss.items() if span[1] - span[0] == 1}
+        whole = replace(losses, token_loss={}, skip_loss=single)
+        rungs += ladder(whole, RUNGS, LOOSEST * loosest)
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}
-    for group in ([*drops, *chosen], unchanged):
+    parts = ([*drops, *chosen], WIDE), (unchanged, UNCHANGED), (rungs, len(rungs))
+    for group, size in parts:
         found = {steps_of(s, measured): s for s in reversed(group)}
         found.pop((), None)  # the exact path runs beside them
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
-        distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must)}
+        distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must, size)}
+    if cool:
+        twins = [replace(c, steps=cooler(c.steps, measured.job)) for c in distinct.values()]
+        distinct = {twin.steps: twin for twin in twins}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
-    named = [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
-    tokens = [count for _, _, count in measured.job["scales"]]
-    temperature = measured.job["sampling"]["temperature"]
-    twins = [Candidate(CONTROL, cooler((), tokens, temperature), problem.exact_ms, 0.0)]
-    for own in named:
-        steps = cooler(own.steps, tokens, temperature)
-        twins.append(replace(own, name=f"{own.name}, cooler", steps=steps))
-    new = [twin for twin in twins if twin.steps not in distinct]
-    return sorted([*named, *new], key=lambda c: -c.ms)
+    return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
 
 
-def cooler(
-    steps: Sequence[PlanStep], tokens: Sequence[int], temperature: float
-) -> tuple[PlanStep, ...]:
+def cooler(steps: Sequence[PlanStep], job: Mapping[str, Any]) -> tuple[PlanStep, ...]:
     """The plan, sampled cooler at every scale after the first twentieth of the tokens.
 
-    ``tokens`` of every scale, ``temperature`` of exact. What is dropped, reduced or left out makes
-    late scales noisier; the layout is drawn by then.
+    What is dropped, reduced or left out makes late scales noisier; the layout is drawn by then.
+    ``job``: the ``scales`` (height, width, tokens) and ``sampling`` of a calibration.
     """
+    temperature = COOLER * job["sampling"]["temperature"]
+    tokens = [count for _, _, count in job["scales"]]
     own = {step.scale: step for step in steps}
     for k, drawn in enumerate(accumulate(tokens[:-1], initial=0)):
         step = own.get(k, PlanStep(scale=k))
         if drawn >= SETTLED * sum(tokens) and step.run != "skip":
-            own[k] = step.model_copy(update={"temperature": COOLER * temperature})
+            own[k] = step.model_copy(update={"temperature": temperature})
     return tuple(own[k] for k in sorted(own))
 
 
+def suits(figures: Mapping[str, Any], max_loss: float) -> bool:
+    """Whether the exact path sampled cooler is nearer to real pictures, and loses little."""
+    share = min(BUDGETS.values())
+    return "kid_loss" in figures and figures["kid_loss"][0] < 0 and keeps(figures, share * max_loss)
+
+
 def _spread(
-    candidates: Sequence[Candidate], must: Collection[tuple[PlanStep, ...]]
+    candidates: Sequence[Candidate], must: Collection[tuple[PlanStep, ...]], size: int
 ) -> list[Candidate]:
-    """Half a field of them, spread over time."""
+    """So many of them, spread over time."""
     ordered = sorted(candidates, key=lambda c: -c.ms)
-    while len(ordered) > FIELD // 2:  # leave out the one nearest in time to the next slower one
+    while len(ordered) > size:  # leave out the one nearest in time to the next slower one
         gaps = {
             after.steps: before.ms - after.ms
             for before, after in pairwise(ordered)
@@ -164,8 +174,7 @@ def winners(
     candidates: Sequence[Candidate], figures: Mapping[str, Mapping[str, Any]], max_loss: float
 ) -> dict[str, list[Candidate]]:
     """For every budget the candidates that keep it, fast to slow."""
-    runners = [c for c in reversed(candidates) if c.name != CONTROL]
     return {
-        name: [c for c in runners if keeps(figures[c.name], share * max_loss)]
+        name: [c for c in reversed(candidates) if keeps(figures[c.name], share * max_loss)]
         for name, share in BUDGETS.items()
     }

@@ -10,6 +10,7 @@ run.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -29,10 +30,13 @@ __all__ = [
     "exact_plan",
     "frontier",
     "gentlest",
+    "ladder",
     "solve",
 ]
 
 ROUNDING = 1e-9
+EDGE = 1e-4  # of a time: more than the solver's tolerance, so that paces do not touch
+SLIVER = 1e-3  # of the exact time: what counts as no time in a ratio
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,22 @@ class _Model:
         self.matrix, self.low, self.high = _matrix(problem, self.columns)
 
     def minimise(
-        self, cost: NDArray[np.float64], max_loss: float, max_ms: float = np.inf
+        self,
+        cost: NDArray[np.float64],
+        max_loss: float,
+        max_ms: float = np.inf,
+        min_ms: float = 0.0,
     ) -> tuple[NDArray[np.bool_], bool] | None:
         """The chosen columns and whether that was proved optimal; None if nothing fits."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         extra, caps = [], []
-        for values, cap in ((self.columns.loss, max_loss), (self.columns.ms, max_ms)):
+        limits = (
+            (self.columns.loss, max_loss),
+            (self.columns.ms, max_ms),
+            (-self.columns.ms, -min_ms),
+        )
+        for values, cap in limits:
             if np.isfinite(cap):  # unit rows, so the solver's tolerance is relative
                 unit = float(np.abs(values).max()) or 1.0
                 extra.append(values / unit)
@@ -300,3 +313,28 @@ def frontier(
         if plan is not None and plan.ms < found[-1].ms - ROUNDING:
             found.append(plan)
     return [replace(plan, budget=plan.loss) for plan in found]
+
+
+def ladder(
+    problem: Problem, rungs: int, max_loss: float, *, time_limit_s: float = 30.0
+) -> list[Solution]:
+    """The plan of least loss at every pace, slow to fast, whatever faster plans promise.
+
+    Paces are ``rungs`` equal ratios of time between the exact path and the fastest plan that loses
+    at most ``max_loss``. A :func:`frontier` leaves out what a faster plan beats; where losses are
+    noisy that may be luck. A pace at which no plan keeps ``max_loss`` has none.
+    """
+    model = _Model(problem, False, time_limit_s)
+    quickest = model.minimise(model.columns.ms, max_loss)
+    if quickest is None:
+        return []
+    least = float(model.columns.ms[quickest[0]].sum())
+    edges = np.geomspace(problem.exact_ms, max(least, SLIVER * problem.exact_ms), rungs + 1)
+    found = []
+    for slow, fast in pairwise(edges.tolist()):
+        bottom = 0.0 if fast == edges[-1] else fast * (1 - ROUNDING)
+        best = model.minimise(model.columns.loss, max_loss, slow * (1 - EDGE), bottom)
+        if best is not None:
+            plan = model.solution(best[0], 0.0, best[1])
+            found.append(replace(plan, budget=plan.loss))
+    return found

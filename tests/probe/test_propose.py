@@ -22,7 +22,7 @@ from stagevar_probe.propose import (
     stages_of,
     steps_of,
 )
-from stagevar_probe.race import CONTROL, FIELD, cooler, field, hopeless, winners
+from stagevar_probe.race import RUNGS, UNCHANGED, WIDE, cooler, field, hopeless, suits
 from stagevar_probe.solve import FULL, SKIP, Choice, Solution, solve
 from stagevar_probe.spectrum import ratio_name
 from stagevar_runtime.errors import CalibrationError
@@ -285,45 +285,49 @@ def test_estimates_and_stages() -> None:
 
 
 def test_the_race_has_plans_with_and_without_another_guidance() -> None:
-    both = field(measured(), 0.02)
-    assert [c.ms for c in both] == sorted((c.ms for c in both), reverse=True)
-    assert len({c.steps for c in both}) == len(both)
-    assert all(c.steps for c in both)
-    candidates = [c for c in both if "cooler" not in c.name]
-    assert 2 < len(candidates) <= FIELD
+    candidates = field(measured(), 0.02)
+    assert [c.ms for c in candidates] == sorted((c.ms for c in candidates), reverse=True)
+    assert len({c.steps for c in candidates}) == len(candidates) <= WIDE + UNCHANGED + 2 * RUNGS
+    assert all(c.steps for c in candidates)
     changed = [any(s.guidance_scale is not None for s in c.steps) for c in candidates]
     assert any(changed) and not all(changed)
     unchanged = [c for c, other in zip(candidates, changed, strict=True) if not other]
     assert PlanStep(scale=3, tokens=MENU.tokens["half"]) in [c.steps[-1] for c in unchanged]
 
 
-def test_every_candidate_and_exact_race_sampled_cooler_too() -> None:
+def test_the_race_has_plans_that_a_lucky_faster_one_would_hide() -> None:
+    """Half the tokens at scale 3 seem free, and hide the drop that costs something."""
+    made = measured(**{"half at 3": [1.0, 0.8], "cond from 2": [1.0, 0.79]})
+    made.menu = replace(MENU, schedules={PUBLISHED: None})
+    made.arms = [arm for arm in ARMS if arm.schedule == PUBLISHED]
+    made.costs = replace(made.costs, ms={**MS, (3, 2, "half"): 1.0, (3, 1, "half"): 1.0})
+    drop = (PlanStep(scale=2, guidance="cond"),)
+    seen = [c.steps for c in field(made, 0.02)]
+    assert drop in seen and any(s.tokens for steps in seen for s in steps)
+
+
+def test_the_race_is_sampled_cooler_where_that_suits() -> None:
     made = measured()
-    candidates = field(made, 0.02)
-    steps = [c.steps for c in candidates]
-    counts = [1, 4, 9, 16]
-    assert all(cooler(c.steps, counts, 1.0) in steps for c in candidates)
-    control = next(c for c in candidates if c.name == CONTROL)
-    assert control.steps == cooler((), counts, 1.0) and control.ms == candidates[0].ms
-    assert control.ms == problem_from(made, 0.02).exact_ms
-    kept = {"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}
-    won = winners(candidates, {c.name: kept for c in candidates}, 0.02)["balanced"]
-    assert control not in won and len(won) == len(candidates) - 1
-    assert won[0].ms == min(c.ms for c in candidates)
+    warm, cool = field(made, 0.02), field(made, 0.02, cool=True)
+    assert {c.steps for c in cool} == {cooler(c.steps, made.job) for c in warm}
+
+    def figures(kid: float, loss: float) -> dict[str, Any]:
+        return {"kid_loss": [kid, kid - 9, kid + 9], "loss": [loss] * 3, "smooth_loss": [loss] * 3}
+
+    assert suits(figures(-5.0, 0.01), 0.02) and not suits(figures(5.0, 0.0), 0.02)
+    assert not suits(figures(-5.0, 0.011), 0.02)
+    assert not suits({"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}, 0.02)
 
 
 def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
-    counts = (1, 4, 9, 16)  # 1 of 30 tokens before scale 1, 5 before scale 2
-    assert cooler((), counts, 0.5) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
+    job = measured().job | {"sampling": {"temperature": 0.5}}  # 1, 5 of 30 tokens before 1, 2
+    assert cooler((), job) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
     own = (
         PlanStep(scale=1, guidance="cond", temperature=0.4),
         PlanStep(scale=2, run="skip"),
         PlanStep(scale=3, guidance_scale=3.0),
     )
-    assert cooler(own, counts, 0.5) == (
-        *own[:2],
-        PlanStep(scale=3, guidance_scale=3.0, temperature=0.15),
-    )
+    assert cooler(own, job) == (*own[:2], PlanStep(scale=3, guidance_scale=3.0, temperature=0.15))
 
 
 def test_hopeless_needs_three_standard_errors() -> None:

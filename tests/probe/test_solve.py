@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagevar_probe.solve import FULL, Problem, exact_plan, frontier, solve
+from stagevar_probe.solve import FULL, Problem, exact_plan, frontier, ladder, solve
 from stagevar_runtime.errors import CalibrationError
 
 
@@ -25,12 +25,17 @@ def sets_apart(spans):
 
 
 def brute(problem, budget, gains=False):
-    """(ms, raw loss) of the best plan by listing every plan, written from METHODS section 4."""
+    """(ms, raw loss) of the best plan."""
+    plans = [(ms, raw) for ms, loss, raw in every_plan(problem, gains) if loss <= budget]
+    return min(plans, default=None)
+
+
+def every_plan(problem, gains=False):
+    """(ms, counted loss, raw loss) of all plans, written from METHODS section 4."""
 
     def count(x):
         return x if gains else max(x, 0)
 
-    best = None
     drops = {(k, v) for k, v in problem.drop_loss} | {(k, v) for _, k, v in problem.joint_loss}
     for schedule, drop, skips, part in itertools.product(
         problem.schedules,
@@ -65,11 +70,8 @@ def brute(problem, budget, gains=False):
         ]
         for picks in itertools.product(*menus):
             raw = base + [x for _, x in picks]
-            if sum(map(count, raw)) <= budget:
-                ms = sum(c for c, _ in picks) + problem.schedule_ms.get(schedule, 0)
-                plan = (ms, sum(raw))
-                best = plan if best is None else min(best, plan)
-    return best
+            ms = sum(c for c, _ in picks) + problem.schedule_ms.get(schedule, 0)
+            yield ms, sum(map(count, raw)), sum(raw)
 
 
 def allowed(problem, k, rows, option, part):
@@ -347,3 +349,22 @@ def test_a_frontier_ends_at_the_loss_it_is_given():
     whole, bounded = frontier(small(), 5), frontier(small(), 5, max_loss=0.03)
     assert max(plan.loss for plan in whole) > 0.03 >= max(plan.loss for plan in bounded)
     assert bounded[-1].ms == solve(small(), 0.03).ms
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 3))
+def test_a_ladder_has_the_least_loss_of_every_pace(seed, rungs, scales):
+    problem, limit = random_problem(seed, scales), 0.0405
+    plans = [(ms, loss) for ms, loss, _ in every_plan(problem) if loss <= limit]
+    if not plans:
+        assert not ladder(problem, rungs, limit)
+        return
+    edges = np.geomspace(problem.exact_ms, max(min(plans)[0], problem.exact_ms / 1000), rungs + 1)
+    edges[-1] = 0
+    want = []
+    for slow, fast in itertools.pairwise(edges):
+        here = [loss for ms, loss in plans if fast <= ms < slow * (1 - 1e-4)]
+        want += [min(here)] if here else []
+    found = ladder(problem, rungs, limit)
+    assert [plan.loss for plan in found] == pytest.approx(want, abs=1e-9)
+    assert found == sorted(found, key=lambda plan: -plan.ms)

@@ -174,24 +174,30 @@ def said(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def race_table(found: Mapping[str, Any]) -> str:
     """Candidates of a calibration: what they lost, in passes and in distribution, and time."""
-    job, first = found["job"], found["attempts"][0]["figures"]
+    job, first = found["job"], max((a["figures"] for a in found["attempts"]), key=_images)
     machine = job["hardware"]
     lines = [
-        f"{first['images']} fresh prompts, guidance {job['sampling']['guidance']:g}, batch "
+        f"{first['images']} fresh prompts (fewer where a plan was given up), "
+        f"guidance {job['sampling']['guidance']:g}, batch "
         f"{first['batch']}, {job['dtype']}, {machine['device']} ({machine['threads']} threads), "
         f"interleaved in one run; the exact path passes "
         f"{first['score'][0] + first['loss'][0]:.3f}, its KID is "
         f"{first['kid'] - first['kid_loss'][0]:.0f}.",
         "",
-        "| scales and what is asked of them | passed, lost | smoothed | lost KID | loop only |",
-        "|---|---|---|---|---|",
+        "| scales and what is asked of them | prompts | passed, lost | smoothed | lost KID "
+        "| loop only |",
+        "|---|---|---|---|---|---|",
     ]
     for row in found["attempts"]:
         f = row["figures"]
         losses = (ranged(f[name], "+.3f") for name in ("loss", "smooth_loss"))
-        cells = (said(row["steps"]), *losses, ranged(f["kid_loss"], "+.0f"))
+        cells = (said(row["steps"]), str(f["images"]), *losses, ranged(f["kid_loss"], "+.0f"))
         lines.append(f"| {' | '.join(cells)} | {f['speedup_loop'][0]:.2f}x |")
     return "\n".join(lines)
+
+
+def _images(figures: Mapping[str, Any]) -> int:
+    return int(figures["images"])
 
 
 def fill(text: str, name: str, made: str) -> str:

@@ -361,8 +361,10 @@ def _notes(measured: Measurements) -> list[str]:
         "Losses of single changes do not add up exactly: the plan was run on held-out inputs.",
         "Intervals are 95 %, over images; one that holds zero does not show a difference.",
     ]
-    if len(attempts) > 1:
-        notes.append(f"The plan was chosen {len(attempts)} times: earlier ones broke the budget.")
+    if any("plan" in attempt for attempt in attempts):
+        notes.append(f"{len(attempts)} plans ran side by side on fresh inputs to choose from.")
+    elif len(attempts) > 1:
+        notes.append(f"The plan was chosen {len(attempts)} times: earlier ones were too slow.")
     notes += [f"Not monotone: {said}." for said in measured.validation.get("not_monotone", ())]
     if measured.job["metric"] == "ssim-to-exact":
         notes.append(

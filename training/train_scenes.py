@@ -56,8 +56,8 @@ class Run(Staged):
         super().__init__(args)
         self.preset = PRESETS[args.preset]
         self.given = given_tokenizer(args.tokenizer, TOKENIZER) if args.tokenizer else None
-        own = {"minutes": args.minutes, "learning_rate": args.learning_rate}
-        self.fit = replace(self.preset.fit, **own)
+        own = ("minutes", "learning_rate", "wrong_captions")
+        self.fit = replace(self.preset.fit, **{name: getattr(args, name) for name in own})
         self.emoji = Captioned(args.emoji) if args.emoji else None
         new = [w for w in self.emoji.words() if w not in VOCABULARY] if self.emoji else []
         self.vocabulary = (*VOCABULARY, *new)
@@ -256,6 +256,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         ("emoji-share", float, "of all pictures; 0 is without emoji"),
         ("minutes", float, "transformer's training time"),
         ("learning-rate", float, "its highest; less with --initial"),
+        ("wrong-captions", float, "share of pictures shown with another's caption"),
         ("width", int, "transformer's, in steps of 32"),
         ("depth", int, "transformer's blocks"),
     ):

@@ -19,6 +19,7 @@ from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.pipeline import Pipeline, load
 from stagevar_runtime.text.words import load_words
 from training import train_scenes
+from training.data import DataError
 from training.scenes.export import restore
 from training.scenes.presets import PRESETS, emoji_beside
 from training.train_scenes import Run, fill, main, parse
@@ -170,6 +171,11 @@ def test_presets_fit_their_times_and_options_win(tmp_path: Path) -> None:
     cpu = fill(parse([]))
     assert (cpu.width, cpu.depth, cpu.minutes, cpu.pictures) == (192, 6, 76, 36000)
     assert cpu.learning_rate == PRESETS["cpu"].fit.learning_rate > 0
+    assert cpu.wrong_captions == PRESETS["cpu"].fit.wrong_captions > 0
+    given = ["--wrong-captions", "0.3", "--runs", str(tmp_path)]
+    assert Run(fill(parse(given))).fit == replace(PRESETS["cpu"].fit, wrong_captions=0.3)
+    with pytest.raises(DataError, match="--wrong-captions 1 is no share"):
+        fill(parse(["--wrong-captions", "1"]))
     assert cpu.emoji is None and cpu.output == Path("checkpoints/scenes")
     gpu = PRESETS["gpu"]
     assert gpu.tokenizer.minutes + gpu.decoder.minutes + gpu.fit.minutes <= 25 - 2

@@ -73,7 +73,7 @@ class FitPlan:
     warmup: int = 100
     weight_decay: float = 0.05
     text_dropout: float = 0.1
-    wrong_captions: float = 0.25
+    wrong_captions: float = 0.15
     flips: float = 0.2
     keep: float = 0.45
     whole_from: float = 0.75

@@ -40,6 +40,7 @@ class Preset:
             "decoder_minutes": self.decoder.minutes,
             "minutes": self.fit.minutes,
             "learning_rate": self.fit.learning_rate,
+            "wrong_captions": self.fit.wrong_captions,
         }
 
 
@@ -84,6 +85,10 @@ def fill(args: argparse.Namespace) -> argparse.Namespace:
             setattr(args, name, value)
     if not 0 <= args.emoji_share < 1:
         raise DataError(f"--emoji-share {args.emoji_share:g} is no share: expected 0 to below 1")
+    if not 0 <= args.wrong_captions < 1:
+        raise DataError(
+            f"--wrong-captions {args.wrong_captions:g} is no share: expected 0 to below 1"
+        )
     if args.emoji_share == 0:
         args.emoji = None
     return args

@@ -177,7 +177,8 @@ def race_table(found: Mapping[str, Any]) -> str:
     job, first = found["job"], max((a["figures"] for a in found["attempts"]), key=_images)
     machine = job["hardware"]
     lines = [
-        f"{first['images']} fresh prompts (fewer where a plan was given up), "
+        f"{first['images']} of the held-out prompts with seeds of their own (fewer where a plan "
+        "was given up), "
         f"guidance {job['sampling']['guidance']:g}, batch "
         f"{first['batch']}, {job['dtype']}, {machine['device']} ({machine['threads']} threads), "
         f"interleaved in one run; the exact path passes "

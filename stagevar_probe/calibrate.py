@@ -42,6 +42,7 @@ logger = logging.getLogger("stagevar_probe")
 
 ATTEMPTS = 4  # times a plan is chosen again after it was too slow on fresh inputs
 TRIALS = 4  # held-out checks at most, each on new seeds; the last is the exact path's
+RACERS = 12  # generations a raced image: about two dozen faster plans, of which some leave early
 PROBATION = 0.25  # share of the images after which hopeless arms are given up
 
 
@@ -194,7 +195,10 @@ class Calibration:
         )[0]
         loop, decode = timed["loop_ms"] / len(part), timed["decode_ms"] / len(part)
         measured = len(self.inputs) * (work["generations"] * loop + work["decodes"] * decode)
-        proved = 1.5 * len(self.held_out) * (1 + len(BUDGETS)) * (loop + decode)
+        runs = 1.5 * (1 + len(BUDGETS))  # of every held-out image; half of them race before
+        if not self.goal.by_speed:
+            runs += 0.5 * RACERS
+        proved = runs * len(self.held_out) * (loop + decode)
         return (measured + proved) / 1000 / self.partial.ranks.count
 
     def dry_run(self) -> dict[str, Any]:
@@ -349,7 +353,8 @@ class Calibration:
         """
         half = max(self.settings.batch, len(self.held_out) // 2)
         some = self._fresh(1, max(self.settings.batch, math.ceil(half * PROBATION)))
-        control = cooler((), measured.job)
+        tokens = [scale.tokens for scale in self.model.scales()]
+        control = cooler((), tokens, self.sampling.temperature)
         tried = self._validate({CONTROL: control}, some, "sampling cooler", "cooler")[CONTROL]
         cool = suits(tried, self.settings.max_loss)
         candidates = field(measured, self.settings.max_loss, cool)

@@ -74,12 +74,9 @@ def evaluation_lineup(
     ranks = {m.scale: m.rank_pca for m in measured if m.rank_pca} or None
     entries, left_out = presets_and_plans(info, scales, profile, ranks)
     none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
-    job = {
-        "scales": [(s.height, s.width, s.tokens) for s in scales],
-        "sampling": {"temperature": sampling.temperature},
-    }
+    cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
     first = [Entry(EXACT, EXACT), Entry(UNGUIDED, "guidance", guidance=none)]
-    first.append(Entry(CONTROL, "temperature", cooler((), job)))
+    first.append(Entry(CONTROL, "temperature", cool))
     return lineup([*first, *entries], left_out, info, scales, sampling, tile)
 
 

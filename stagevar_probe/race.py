@@ -79,25 +79,27 @@ def field(measured: Measurements, max_loss: float, cool: bool = False) -> list[C
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
         distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must, size)}
     if cool:
-        twins = [replace(c, steps=cooler(c.steps, measured.job)) for c in distinct.values()]
+        tokens = [count for _, _, count in measured.job["scales"]]
+        warm = measured.job["sampling"]["temperature"]
+        twins = [replace(c, steps=cooler(c.steps, tokens, warm)) for c in distinct.values()]
         distinct = {twin.steps: twin for twin in twins}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)
     return [replace(c, name=f"candidate {i + 1}") for i, c in enumerate(ordered)]
 
 
-def cooler(steps: Sequence[PlanStep], job: Mapping[str, Any]) -> tuple[PlanStep, ...]:
+def cooler(
+    steps: Sequence[PlanStep], tokens: Sequence[int], temperature: float
+) -> tuple[PlanStep, ...]:
     """The plan, sampled cooler at every scale after the first twentieth of the tokens.
 
     What is dropped, reduced or left out makes late scales noisier; the layout is drawn by then.
-    ``job``: the ``scales`` (height, width, tokens) and ``sampling`` of a calibration.
+    ``tokens``: of every scale. ``temperature``: the exact path's.
     """
-    temperature = COOLER * job["sampling"]["temperature"]
-    tokens = [count for _, _, count in job["scales"]]
     own = {step.scale: step for step in steps}
     for k, drawn in enumerate(accumulate(tokens[:-1], initial=0)):
         step = own.get(k, PlanStep(scale=k))
         if drawn >= SETTLED * sum(tokens) and step.run != "skip":
-            own[k] = step.model_copy(update={"temperature": temperature})
+            own[k] = step.model_copy(update={"temperature": COOLER * temperature})
     return tuple(own[k] for k in sorted(own))
 
 

@@ -32,6 +32,7 @@ from stagevar_runtime.profile import PlanStep, TokenOption, dump_profile, parse_
 from stagevar_runtime.sampling import Sampling
 
 SIDES = (1, 2, 3, 4)
+TOKEN_COUNTS = (1, 4, 9, 16)  # 1 of 30 before scale 1, 5 before scale 2
 SCALES = tuple(ScaleSpec(k, s, s, s * s) for k, s in enumerate(SIDES))
 INFO = ModelInfo("var", 2, 64, 2, (range(0, 1), range(1, 2)), guidance="ramp")
 SAMPLING = Sampling(guidance=2.0)
@@ -309,7 +310,7 @@ def test_the_race_has_plans_that_a_lucky_faster_one_would_hide() -> None:
 def test_the_race_is_sampled_cooler_where_that_suits() -> None:
     made = measured()
     warm, cool = field(made, 0.02), field(made, 0.02, cool=True)
-    assert {c.steps for c in cool} == {cooler(c.steps, made.job) for c in warm}
+    assert {c.steps for c in cool} == {cooler(c.steps, TOKEN_COUNTS, 1.0) for c in warm}
 
     def figures(kid: float, loss: float) -> dict[str, Any]:
         return {"kid_loss": [kid, kid - 9, kid + 9], "loss": [loss] * 3, "smooth_loss": [loss] * 3}
@@ -320,14 +321,18 @@ def test_the_race_is_sampled_cooler_where_that_suits() -> None:
 
 
 def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
-    job = measured().job | {"sampling": {"temperature": 0.5}}  # 1, 5 of 30 tokens before 1, 2
-    assert cooler((), job) == tuple(PlanStep(scale=k, temperature=0.15) for k in (2, 3))
+    assert cooler((), TOKEN_COUNTS, 0.5) == tuple(
+        PlanStep(scale=k, temperature=0.15) for k in (2, 3)
+    )
     own = (
         PlanStep(scale=1, guidance="cond", temperature=0.4),
         PlanStep(scale=2, run="skip"),
         PlanStep(scale=3, guidance_scale=3.0),
     )
-    assert cooler(own, job) == (*own[:2], PlanStep(scale=3, guidance_scale=3.0, temperature=0.15))
+    assert cooler(own, TOKEN_COUNTS, 0.5) == (
+        *own[:2],
+        PlanStep(scale=3, guidance_scale=3.0, temperature=0.15),
+    )
 
 
 def test_hopeless_needs_three_standard_errors() -> None:

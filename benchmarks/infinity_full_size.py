@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from stagevar_runtime import __version__, engine, load_profile
-from stagevar_runtime.families.infinity import Infinity
-from stagevar_runtime.families.infinity_presets import with_random_weights
-from stagevar_runtime.plan import compile_plan
+from stagevar_runtime import __version__, load_profile
+from stagevar_runtime.families.infinity.model import Infinity
+from stagevar_runtime.families.infinity.sizes import with_random_weights
+from stagevar_runtime.loop import engine
+from stagevar_runtime.loop.plan import compile_plan
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 TEXT_TOKENS = 24

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from stagevar_probe.measurements import load_measurements
+from stagevar_probe.intervals import bootstrap_mean
+from stagevar_probe.measure.measurements import load_measurements
 from stagevar_probe.report import plots
-from stagevar_probe.statistics import bootstrap_mean
-from stagevar_probe.story import report_data
+from stagevar_probe.report.calibration import report_data
 from stagevar_probe.tables import NONE, fidelity, ranged, speed
 from stagevar_runtime.profile import load_profile
 

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from stagevar_runtime import __version__, write_profile
-from stagevar_runtime.families.infinity_presets import without_weights
-from stagevar_runtime.pipeline import architecture, schedule, schedule_name
+from stagevar_runtime.families.infinity.sizes import without_weights
 from stagevar_runtime.profile import (
     Boundary,
     CreatedBy,
@@ -25,6 +24,7 @@ from stagevar_runtime.profile import (
     Stages,
     TokenOption,
 )
+from stagevar_runtime.profile.fingerprint import architecture, schedule, schedule_name
 
 RANKS = {  # share of the tokens for 96 % of the energy: scale -> one figure a chunk of blocks
     10: (0.01678, 0.13648, 0.21039, 0.25028, 0.25588, 0.19788, 0.157, 0.1909),

@@ -19,8 +19,8 @@ import torch
 
 from stagevar_runtime import __version__, write_profile
 from stagevar_runtime.families import hart, star
-from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
-from stagevar_runtime.pipeline import architecture, schedule, schedule_name
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 from stagevar_runtime.profile import (
     Boundary,
     CreatedBy,
@@ -33,6 +33,7 @@ from stagevar_runtime.profile import (
     Stages,
     TokenOption,
 )
+from stagevar_runtime.profile.fingerprint import architecture, schedule, schedule_name
 
 SIDES = star.SCHEDULES[1024]
 LATE, LAST = 12, 13  # the scales of 48 and 64 cells a side

@@ -15,20 +15,20 @@ import click
 import torch
 
 import stagevar_runtime
+from stagevar_runtime.accelerate.modes import MODES
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.fast import MODES
 
-from . import commands
-from .bench import bench as run_bench
-from .compare_command import compare as compare_all
-from .evaluate_command import evaluate_suite
-from .measured_commands import merge as merge_files
-from .measured_commands import report as report_again
-from .measured_commands import solve as solve_again
+from .bench.timing import bench as run_bench
+from .calibrate.processes import joined
+from .commands import verbs as commands
+from .commands.compare import compare as compare_all
+from .commands.evaluate import evaluate_suite
+from .commands.measured import merge as merge_files
+from .commands.measured import report as report_again
+from .commands.measured import solve as solve_again
+from .datasets.archive import MAKE
+from .evaluate.suites import SUITES, fault_of
 from .metrics.features import CHOICES
-from .pictures import MAKE
-from .ranks import joined
-from .suites import SUITES, fault_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)

@@ -10,7 +10,6 @@ print(pipeline.summary())
 
 import logging
 
-from .engine import Generation, Observer, Replay, generate, replay
 from .errors import (
     CalibrationError,
     CheckpointError,
@@ -20,9 +19,12 @@ from .errors import (
     UnsupportedModelError,
 )
 from .families import families
-from .pipeline import Pipeline, load
-from .profile import Profile, load_profile, write_profile
-from .sampling import Sampling
+from .loading import load
+from .loop.engine import Generation, Observer, Replay, generate, replay
+from .model.sampling import Sampling
+from .pipeline import Pipeline
+from .profile.files import load_profile, write_profile
+from .profile.schema import Profile
 
 __version__ = "0.1.0"
 __all__ = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .families.base import ScaleModel
-from .memory import peak_memory
-from .plan import Plan, ScaleStep
-from .profile import PlanStep
+import torch
+
+from .loop.plan import Plan, ScaleStep
+from .model.protocol import ScaleModel
+from .profile.schema import PlanStep
 
 
 @dataclass(frozen=True)
@@ -168,3 +169,17 @@ def _asked(step: PlanStep | None) -> str:
     if features:
         parts.append(f"rank {features['rank']} {features['basis']}")
     return ", ".join(parts) or "full"
+
+
+def peak_memory(device: torch.device) -> tuple[float, str]:
+    """Peak in MB and what it is the peak of: nothing is reset, so it counts from the start.
+
+    On CUDA what PyTorch allocated on the device; elsewhere what the process had in memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6, "allocated on the device so far"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0, "not known on this system"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "of the process so far"

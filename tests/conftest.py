@@ -17,12 +17,13 @@ from click.testing import CliRunner, Result
 
 from stagevar_probe.cli import cli
 from stagevar_probe.metrics import effnet, stlpips
-from stagevar_runtime.families.bsq_vae import BSQVAE
-from stagevar_runtime.families.infinity import Infinity
-from stagevar_runtime.families.infinity_blocks import InfinityConfig
-from stagevar_runtime.families.infinity_blocks import Transformer as InfinityTransformer
+from stagevar_runtime.families.infinity.blocks import InfinityConfig
+from stagevar_runtime.families.infinity.blocks import Transformer as InfinityTransformer
+from stagevar_runtime.families.infinity.model import Infinity
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 from stagevar_runtime.families.var import VAR, Transformer, VARConfig
-from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints/fashion/var_fashion.pth"

@@ -1,4 +1,7 @@
-"""pytest tests/test_docs.py — the code in docs/ runs as it stands, and names what there is."""
+"""The code in docs/ runs as it stands, and names what there is.
+
+pytest tests/test_docs.py
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from stagevar_runtime import presets, restorers, selectors
-from stagevar_runtime.profile import Plan, PlanStep
-from stagevar_runtime.strict_yaml import read_yaml
+from stagevar_runtime.options import restorers, selectors
+from stagevar_runtime.profile import Plan, PlanStep, presets
+from stagevar_runtime.profile.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

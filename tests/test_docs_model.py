@@ -1,4 +1,7 @@
-"""pytest tests/test_docs_model.py — the family in docs/adding-a-model.md works as it stands."""
+"""The family in docs/adding-a-model.md works as it stands.
+
+pytest tests/test_docs_model.py
+"""
 
 from __future__ import annotations
 

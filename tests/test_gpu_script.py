@@ -1,4 +1,7 @@
-"""pytest tests/test_gpu_script.py — benchmarks/gpu.sh as far as a machine without a GPU goes."""
+"""Benchmarks/gpu.sh as far as a machine without a GPU goes.
+
+pytest tests/test_gpu_script.py
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""pytest tests/test_readme.py — the commands of README.md parse, and the cheap ones run."""
+"""The commands of README.md parse, and the cheap ones run.
+
+pytest tests/test_readme.py
+"""
 
 from __future__ import annotations
 

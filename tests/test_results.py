@@ -1,4 +1,7 @@
-"""pytest tests/test_results.py — pages with figures say what the committed results say."""
+"""Pages with figures say what the committed results say.
+
+pytest tests/test_results.py
+"""
 
 from __future__ import annotations
 

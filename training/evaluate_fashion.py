@@ -23,7 +23,8 @@ from torch import Tensor
 
 from stagevar_probe.metrics.classifier import Scorer, load_scorer
 from stagevar_probe.metrics.images import kid
-from stagevar_runtime.pipeline import Pipeline, load
+from stagevar_runtime.loading import load
+from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import PlanStep
 
 from .data.fashion import DEFAULT_ROOT, load_fashion

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_runtime.families.vqvae import VQVAE
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 
 from .state import Interrupted, load_torch, never, save_torch
 from .tokens import Sizes, teacher_inputs

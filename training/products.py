@@ -1,6 +1,7 @@
 """Matrix products with gradients through the runtime's kernels: faster than PyTorch's on a CPU.
 
-On a CPU PyTorch sends products to MKL, with gradients as without; see stagevar_runtime/linear.py.
+On a CPU PyTorch sends products to MKL, with gradients as without:
+see stagevar_runtime/kernels/linear.py.
 Where the processor multiplies bfloat16, products are rounded to it and summed in float32, twice as
 fast as float32; everything else stays in float32.
 """
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stagevar_runtime.linear import backend
+from stagevar_runtime.kernels.linear import backend
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stagevar_runtime.families.vqvae import VQVAE
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 
 from .tokens import Sizes
 from .transformer import Cache, Transformer, scale_slices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagevar_runtime.families.vqvae import VQVAEConfig
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
 
 SIDES = (1, 2, 3, 4, 5, 6, 8)
 SIZES = tuple((side, side) for side in SIDES)

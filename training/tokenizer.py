@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 
 from .data.fashion import Images
 from .state import Interrupted, load_torch, never, save_torch

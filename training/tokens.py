@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stagevar_runtime.families.vqvae import VQVAE
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 
 from .data.fashion import Images
 from .state import load_torch, save_torch

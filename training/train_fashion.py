@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stagevar_probe.metrics.classifier import save_scorer
-from stagevar_runtime.families.vqvae import VQVAE
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 
 from .classify import ClassifierPlan, classify, train_classifier
 from .data import DataError

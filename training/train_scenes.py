@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stagevar_probe.scenes import VOCABULARY, passed, training_set
-from stagevar_probe.scenes.suite import TRAINING_SEED
-from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_probe.datasets.scenes import VOCABULARY, passed, training_set
+from stagevar_probe.datasets.scenes.prompts import TRAINING_SEED
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import WordEncoder
 
 from .data import DataError

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stagevar_runtime.errors import CalibrationError
 
-from .quality import Items, Looking
+from .protocol import Items, Looking
 from .wheels import missing
 
 NAME = "clip-score"

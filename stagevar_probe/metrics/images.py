@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stagevar_runtime.errors import CalibrationError
 
-from ..statistics import Interval
+from ..intervals import Interval
 
 PSNR_CEILING = 100.0  # dB, given to identical images so that means and JSON stay finite
 WINDOW, SIGMA = 11, 1.5

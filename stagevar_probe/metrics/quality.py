@@ -12,9 +12,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,41 +21,12 @@ from torch import Tensor
 from stagevar_runtime.errors import CalibrationError
 
 from .classifier import Scorer, load_scorer
-from .features import PIXELS, Features, find_features, scorer_features, with_reference
+from .features import find_features, scorer_features, with_reference
 from .images import ssim
-from .perceptual import UNLIKENESS, Perceptual, find_perceptual
-
-Items = Sequence[int | str]
+from .perceptual import find_perceptual
+from .protocol import Items, Looking, Quality
 
 logger = logging.getLogger("stagevar_probe")
-
-
-class Quality(Protocol):
-    """``smooth`` is what searches compare (low variance), ``score`` what is reported; per image,
-    higher is better, in [0, 1]. ``default_loss`` is the budget used when none is asked.
-
-    ``features`` are for the distribution and for semantic likeness, ``reference`` those of real
-    pictures; ``perceptual`` is the distance to the exact picture."""
-
-    name: str
-    default_loss: float
-    features: Features
-    reference: Tensor | None
-    perceptual: Perceptual
-
-    def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
-        """``(B,)`` for images ``(B, 3, H, W)`` asked as ``items``."""
-
-    def smooth(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
-        """The same quantity with less noise, ``(B,)``."""
-
-
-class Looking:
-    """What every metric sees pictures through, until told otherwise."""
-
-    features: Features = PIXELS
-    reference: Tensor | None = None
-    perceptual: Perceptual = UNLIKENESS
 
 
 class Agreement(Looking):

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from stagevar_runtime.errors import CalibrationError
 
-from ..pictures import HELD_OUT, Archive, open_archive
+from ..datasets.archive import HELD_OUT, Archive, open_archive
 from ..progress import meter
 from .features import Features
-from .quality import Items, Looking
+from .protocol import Items, Looking
 
 NAME = "retrieval"
 TIE = 1e-5  # cosines nearer than that are equal, and a tie counts against the asked concept

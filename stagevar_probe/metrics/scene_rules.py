@@ -1,4 +1,4 @@
-"""Does a picture show what its caption asks? Decided by rule; see :mod:`stagevar_probe.scenes`."""
+"""Does a picture show what its caption asks? Decided by rule; see ``datasets/scenes``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from stagevar_runtime.errors import CalibrationError
 
-from ..scenes import Scene, closeness, judge, parse
-from ..scenes.suite import real_pictures, suite_prompts
+from ..datasets.scenes import Scene, closeness, judge, parse
+from ..datasets.scenes.prompts import real_pictures, suite_prompts
 from .features import Features
-from .quality import Items, Looking
+from .protocol import Items, Looking
 
 REFERENCES = 1000  # rendered pictures that the distribution is compared with
 REFERENCE_SEED = 77

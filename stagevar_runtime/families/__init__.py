@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.reader import Checkpoint
 from ..errors import UnsupportedModelError
-from .base import Capabilities, ScaleModel
+from ..model.protocol import Capabilities, ScaleModel
 from .hart import HART
-from .infinity import Infinity
+from .infinity.model import Infinity
 from .star import STAR
 from .switti import Switti
 from .var import VAR

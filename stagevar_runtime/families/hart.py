@@ -16,19 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
-from ..kvcache import KVCache, empty_caches
-from ..linear import Linear
-from ..sampling import Noise, Sampling
-from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
-from .codes import CodebookModel, checked_tokenizer
-from .diffusion import DiffusionHead, NumberEmbedding, denoising_steps
-from .layers import Attention, FeedForward, GatedFeedForward, Head, RMSNorm, ada_linear
-from .rope import Rotation, at_positions, grid_angles, rotate_halves, text_angles
-from .text_inputs import checked_mask, checked_text
-from .vqvae import VQVAE
-from .weights import load_exactly
+from ..kernels.linear import Linear
+from ..model.kvcache import KVCache, empty_caches
+from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from ..model.sampling import Noise, Sampling
+from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.diffusion import DiffusionHead, NumberEmbedding, denoising_steps
+from .parts.layers import Attention, FeedForward, GatedFeedForward, Head, RMSNorm, ada_linear
+from .parts.rope import Rotation, at_positions, grid_angles, rotate_halves, text_angles
+from .parts.text_inputs import checked_mask, checked_text
+from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")

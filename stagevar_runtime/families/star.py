@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
-from ..kvcache import KVCache, empty_caches
-from ..linear import Linear
-from ..sampling import Noise, Sampling
-from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
-from .codes import CodebookModel, checked_tokenizer
-from .layers import Attention, FeedForward, TextAttention
-from .rope import Rotation, at_positions, axial_angles, rotate_pairs
-from .text_inputs import additive, text_and_pooled
-from .vqvae import VQVAE
-from .weights import load_exactly
+from ..kernels.linear import Linear
+from ..model.kvcache import KVCache, empty_caches
+from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from ..model.sampling import Noise, Sampling
+from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.layers import Attention, FeedForward, TextAttention
+from .parts.rope import Rotation, at_positions, axial_angles, rotate_pairs
+from .parts.text_inputs import additive, text_and_pooled
+from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4
 SCHEDULES = {

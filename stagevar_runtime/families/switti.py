@@ -15,17 +15,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError
-from ..kvcache import KVCache, attend, empty_caches
-from ..linear import Linear
-from ..sampling import Noise, Sampling
-from .base import Branch, Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
-from .codes import CodebookModel, checked_tokenizer
-from .layers import FeedForward, Fourier, GatedFeedForward, Head, RMSNorm, ada_linear, modulated
-from .rope import Rotation, at_positions, axial_angles, rotate_pairs
-from .text_inputs import additive, text_and_pooled
-from .weights import load_exactly
+from ..kernels.attention import attend
+from ..kernels.linear import Linear
+from ..model.kvcache import KVCache, empty_caches
+from ..model.protocol import (
+    Branch,
+    Capabilities,
+    Conditioning,
+    ModelInfo,
+    ScaleSpec,
+    State,
+    split_depth,
+)
+from ..model.sampling import Noise, Sampling
+from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.layers import (
+    FeedForward,
+    Fourier,
+    GatedFeedForward,
+    Head,
+    RMSNorm,
+    ada_linear,
+    modulated,
+)
+from .parts.rope import Rotation, at_positions, axial_angles, rotate_pairs
+from .parts.text_inputs import additive, text_and_pooled
 
 GROUPS = 4
 CROP = (512, 512, 0, 0)  # original height and width, crop corner: fixed at inference, as published

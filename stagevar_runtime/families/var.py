@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError
-from ..features import Features, Layer
-from ..kvcache import KVCache, empty_caches
-from ..linear import WHOLE, Linear, Narrowed
-from ..sampling import Noise, Sampling
-from .base import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
-from .codes import CodebookModel, checked_tokenizer
-from .layers import Attention, FeedForward, Head, ada_linear, modulated
-from .vqvae import VQVAE
-from .weights import load_exactly
+from ..kernels.linear import WHOLE, Linear, Narrowed
+from ..model.kvcache import KVCache, empty_caches
+from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from ..model.sampling import Noise, Sampling
+from ..options.low_rank import Features, Layer
+from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.layers import Attention, FeedForward, Head, ada_linear, modulated
+from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4  # groups of blocks that ranks and token reduction work on
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")  # rebuilt, or training only

@@ -6,18 +6,18 @@ import pytest
 import torch
 from conftest import infinity_states, prompts, var_states
 
-from stagevar_probe.published_infinity import PublishedInfinity
-from stagevar_probe.published_var import PublishedVAR
+from stagevar_probe.bench.published.infinity import PublishedInfinity
+from stagevar_probe.bench.published.var import PublishedVAR
 from stagevar_runtime import Sampling
-from stagevar_runtime.engine import advance, generate, start
-from stagevar_runtime.families.base import Conditioning, ScaleModel
-from stagevar_runtime.families.infinity import Infinity
+from stagevar_runtime.accelerate.modes import make_fast
+from stagevar_runtime.families.infinity.model import Infinity
 from stagevar_runtime.families.var import VAR
-from stagevar_runtime.fast import make_fast
-from stagevar_runtime.plan import Plan, compile_plan
+from stagevar_runtime.loop.engine import advance, generate, start
+from stagevar_runtime.loop.plan import Plan, compile_plan
+from stagevar_runtime.model.protocol import Conditioning, ScaleModel
+from stagevar_runtime.options.restorers import RESTORERS
+from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.profile import PlanStep, TokenOption
-from stagevar_runtime.restorers import RESTORERS
-from stagevar_runtime.selectors import SELECTORS
 
 pytestmark = [
     pytest.mark.gpu,

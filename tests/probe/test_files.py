@@ -1,4 +1,7 @@
-"""pytest tests/probe/test_files.py — whole files, contact sheets, progress for those who look."""
+"""Whole files, contact sheets, progress for those who look.
+
+pytest tests/probe/test_files.py
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 from stagevar_probe.files import check_writable, write_whole
 from stagevar_probe.progress import meter
-from stagevar_probe.sheet import GAP, contact_sheet, save_png
+from stagevar_probe.report.contact_sheet import GAP, contact_sheet, save_png
 from stagevar_runtime.errors import StagevarError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from stagevar_probe.statistics import (
+from stagevar_probe.intervals import (
     binomial_interval,
     bootstrap_mean,
     bootstrap_statistic,
@@ -56,7 +56,7 @@ def test_seed_decides_and_chunks_do_not_change_the_shape(monkeypatch):
     values = np.random.default_rng(2).normal(size=10)
     assert mean_interval(values, seed=1) == mean_interval(values, seed=1)
     assert mean_interval(values, seed=1) != mean_interval(values, seed=2)
-    monkeypatch.setattr("stagevar_probe.statistics.CHUNK", 70)
+    monkeypatch.setattr("stagevar_probe.intervals.CHUNK", 70)
     assert resampled_means(values, 0, resamples=100).shape == (100,)
 
 

@@ -1,4 +1,7 @@
-"""pytest tests/runtime/test_pipeline.py — load, find a profile, enable, disable, tell."""
+"""Load, find a profile, enable, disable, tell.
+
+pytest tests/runtime/test_pipeline.py
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,6 @@ from stagevar_runtime import (
     load,
     write_profile,
 )
-from stagevar_runtime.pipeline import schedule, schedule_name
 from stagevar_runtime.profile import (
     Calibration,
     CreatedBy,
@@ -34,6 +36,7 @@ from stagevar_runtime.profile import (
     ScaleMeasurement,
     TokenOption,
 )
+from stagevar_runtime.profile.fingerprint import schedule, schedule_name
 
 ROOT = Path(__file__).resolve().parents[2]
 DROP = PlanStep(scale=2, guidance="cond")

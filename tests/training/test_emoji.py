@@ -1,4 +1,7 @@
-"""pytest tests/training/test_emoji.py — captioned emoji from packages made here, in seconds."""
+"""Captioned emoji from packages made here, in seconds.
+
+pytest tests/training/test_emoji.py
+"""
 
 from __future__ import annotations
 

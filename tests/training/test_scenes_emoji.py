@@ -1,4 +1,7 @@
-"""pytest tests/training/test_scenes_emoji.py — scenes and emoji trained together, in seconds."""
+"""Scenes and emoji trained together, in seconds.
+
+pytest tests/training/test_scenes_emoji.py
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stagevar_probe.scenes import VOCABULARY
+from stagevar_probe.datasets.scenes import VOCABULARY
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.pipeline import Pipeline, load
+from stagevar_runtime.loading import load
+from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.text.words import load_words
 from training import train_scenes
 from training.data import DataError

@@ -1,4 +1,7 @@
-"""pytest tests/training/test_scenes_training.py — text-to-image training, tiny, in seconds."""
+"""Text-to-image training, tiny, in seconds.
+
+pytest tests/training/test_scenes_training.py
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stagevar_probe.scenes import VOCABULARY, training_set
-from stagevar_runtime import engine
+from stagevar_probe.datasets.scenes import VOCABULARY, training_set
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.families.bsq_vae import BSQVAE
-from stagevar_runtime.pipeline import load
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
+from stagevar_runtime.loading import load
+from stagevar_runtime.loop import engine
 from stagevar_runtime.text.words import WordEncoder
 from training import products
 from training.products import rounded

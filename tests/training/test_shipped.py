@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stagevar_probe.metrics.classifier import load_scorer
-from stagevar_runtime.pipeline import load
+from stagevar_runtime.loading import load
 from training.evaluate_fashion import SETTINGS, binomial_interval, draw, file_hash, measure
 from training.export import SCORER_FILE, TOKENIZER_FILE, TRANSFORMER_FILE
 from training.transformer import Transformer, TransformerConfig

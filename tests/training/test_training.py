@@ -9,7 +9,8 @@ import torch
 from stagevar_probe.metrics.classifier import SmallClassifier, load_scorer, save_scorer
 from stagevar_probe.metrics.images import kid
 from stagevar_runtime.errors import CalibrationError, CheckpointError
-from stagevar_runtime.families.vqvae import VQVAE, VQVAEConfig
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 from training.classify import ClassifierPlan, train_classifier
 from training.data import DataError
 from training.data.fashion import Images, load_fashion

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stagevar_runtime.families.vqvae import VQVAE
+from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 from training.tokens import teacher_inputs
 from training.transformer import Transformer, TransformerConfig, scale_slices
 

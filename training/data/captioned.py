@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_probe.pictures import open_archive
+from stagevar_probe.datasets.archive import open_archive
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.text.words import split_words
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stagevar_probe.scenes import VOCABULARY, parse
-from stagevar_probe.scenes.suite import UNSEEN, prompt_lines, suite_prompts
-from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_probe.datasets.scenes import VOCABULARY, parse
+from stagevar_probe.datasets.scenes.prompts import UNSEEN, prompt_lines, suite_prompts
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import SUFFIX, WordEncoder, load_words, save_words
 
 from ..export import half

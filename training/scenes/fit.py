@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_runtime.families.bsq_vae import BSQVAE
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 
 from ..fit import Average
 from ..state import Interrupted, load_torch, never, save_torch

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stagevar_runtime.families.infinity_blocks import InfinityConfig
-from stagevar_runtime.families.vqvae import VQVAEConfig
+from stagevar_runtime.families.infinity.blocks import InfinityConfig
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
 
 SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIZES = tuple((side, side) for side in SIDES)

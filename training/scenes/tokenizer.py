@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.families.bsq_vae import BSQVAE
-from stagevar_runtime.families.vqvae import VQVAEConfig
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
+from stagevar_runtime.families.tokenizers.config import VQVAEConfig
 
 from ..data import DataError
 from ..state import Interrupted, load_torch, never, save_torch

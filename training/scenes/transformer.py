@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagevar_runtime.families.bsq_vae import BSQVAE
-from stagevar_runtime.families.infinity_blocks import (
+from stagevar_runtime.families.infinity.blocks import (
     Block,
     CrossAttention,
     InfinityConfig,
     Transformer,
 )
-from stagevar_runtime.families.layers import MAX_LOG_SCALE
-from stagevar_runtime.families.rope import at_positions, infinity_rotations, rotate_pairs
-from stagevar_runtime.linear import Linear
+from stagevar_runtime.families.parts.layers import MAX_LOG_SCALE
+from stagevar_runtime.families.parts.rope import at_positions, infinity_rotations, rotate_pairs
+from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
+from stagevar_runtime.kernels.linear import Linear
 from stagevar_runtime.text.words import WordEncoder
 
 from ..products import linear

@@ -1,0 +1,192 @@
+"""From measurements to plans and a profile. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stagevar_runtime.profile import (
+    Boundary,
+    Calibration,
+    CreatedBy,
+    Estimate,
+    Expected,
+    ModelRef,
+    Plan,
+    PlanStep,
+    Profile,
+    PromptSet,
+    SamplingSettings,
+    ScaleMeasurement,
+    Stages,
+    Target,
+)
+
+from ..intervals import mean_interval
+from ..measure.interventions import PUBLISHED
+from ..measure.measurements import Measurements
+from ..observe.rank import ratio_name
+from ..observe.stages import Stages as FoundStages
+from ..observe.stages import find_stages
+from ..solve.milp import FULL
+from ..solve.target import Goal
+
+ALPHA = 0.96
+
+
+def stages_of(measured: Measurements) -> FoundStages:
+    """Stage boundaries from the curves."""
+    return find_stages(
+        np.asarray(measured.semantic),
+        np.asarray(measured.structural),
+        semantic_name=f"semantic similarity ({measured.job.get('features', 'features')})",
+        structural_name=f"structural similarity ({measured.job.get('likeness', 'SSIM')})",
+        seed=measured.job["seed"],
+    )
+
+
+def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
+    """The per-scale figures of a profile."""
+    assert measured.costs is not None
+    rows = max(rows for _, rows, _ in measured.costs.ms)
+    out = []
+    for k, (_, _, tokens) in enumerate(measured.job["scales"]):
+        ms = measured.costs.ms[k, rows, FULL]
+        spread = measured.costs.spread_ms[k, rows, FULL]
+        effect = next(
+            (
+                measured.losses(arm.name)
+                for arm in measured.arms
+                if (arm.scale, arm.schedule, arm.variant) == (k, PUBLISHED, "cond")
+            ),
+            None,
+        )
+        sensitivity = measured.sensitivity.get(k, {}).get("cond")
+        out.append(
+            ScaleMeasurement(
+                scale=k,
+                tokens=tokens,
+                cfg_sensitivity=None if sensitivity is None else estimate(sensitivity),
+                cfg_effect=None if effect is None else estimate(effect),
+                rank_pca=group_means(measured, k, "pca", ratio_name(ALPHA)),
+                rank_svd=group_means(measured, k, "svd", ratio_name(ALPHA)),
+                effective_rank=group_means(measured, k, "svd", "effective_rank"),
+                stable_rank=group_means(measured, k, "svd", "stable_rank"),
+                ms=Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
+            )
+        )
+    return tuple(out)
+
+
+def group_means(
+    measured: Measurements, scale: int, centring: str, measure: str, branch: str = "cond"
+) -> tuple[float, ...] | None:
+    """Mean over images of a rank measure, one value a group; None where it was not measured."""
+    rows = sorted(
+        (
+            row
+            for row in measured.ranks
+            if (row["scale"], row["branch"], row["centring"]) == (scale, branch, centring)
+        ),
+        key=lambda row: row["group"],
+    )
+    return tuple(float(np.mean(row["values"][measure])) for row in rows) or None
+
+
+def estimate(values: Any) -> Estimate:
+    """Mean with its 95 % bootstrap interval."""
+    mean, low, high = mean_interval(values)
+    return Estimate(value=mean, ci95=(low, high))
+
+
+def expected_of(figures: Mapping[str, Any]) -> Expected:
+    """A plan's held-out figures in the profile's words."""
+    return Expected(
+        metric=figures["metric"],
+        loss=figures["loss"][0],
+        loss_ci95=(figures["loss"][1], figures["loss"][2]),
+        speedup_loop=figures["exact_loop_ms"] / figures["loop_ms"],
+        speedup_total=figures["exact_total_ms"] / figures["total_ms"],
+        ms_loop=figures["loop_ms"],
+        ms_total=figures["total_ms"],
+        batch=figures["batch"],
+        images=figures["images"],
+    )
+
+
+def build_profile(
+    measured: Measurements,
+    plans: Mapping[str, tuple[PlanStep, ...]],
+    max_loss: float,
+    satisfied: bool,
+    version: str,
+    at: str,
+    goal: Goal | None = None,
+) -> Profile:
+    """The profile of these measurements and plans; figures come from ``measured.validation``.
+
+    ``goal``: where a speed was asked for.
+    """
+    job = measured.job
+    found = stages_of(measured)
+    guidance = job["sampling"]["guidance"]
+    return Profile(
+        created_by=CreatedBy(tool="stagevar-probe", version=version, at=at),
+        model=ModelRef(
+            family=job["family"],
+            architecture=job["architecture"],
+            weights=job["weights"],
+            schedules={job["schedule_name"]: tuple((h, w) for h, w, _ in job["scales"])},
+        ),
+        provenance="measured",
+        calibration=Calibration(
+            prompts=PromptSet(
+                name=job["inputs"]["name"],
+                sha256=job["inputs"]["sha256"],
+                count=job["inputs"]["count"],
+                held_out=job["inputs"]["held_out"],
+            ),
+            seeds=(job["seed"],),
+            dtype=job["dtype"],
+            guidance=tuple(guidance) if isinstance(guidance, list) else guidance,
+            sampling=SamplingSettings(
+                temperature=job["sampling"]["temperature"],
+                top_k=job["sampling"]["top_k"],
+                top_p=job["sampling"]["top_p"],
+            ),
+            hardware=job["hardware"] | {"batch": job["batch"]},
+            features=job.get("features"),
+            likeness=job.get("likeness"),
+        ),
+        stages=Stages(
+            structure=Boundary(
+                scale=found.structure,
+                ci95=found.structure_interval,
+                evidence=found.semantic_evidence,
+            ),
+            refinement=Boundary(
+                scale=found.refinement,
+                ci95=found.refinement_interval,
+                evidence=found.structural_evidence,
+            ),
+        ),
+        target=Target(
+            metric=job["metric"],
+            max_loss=max_loss,
+            min_speedup=goal.min_speedup if goal else None,
+            max_ms=goal.max_ms if goal else None,
+            satisfied=satisfied,
+        ),
+        plans={
+            name: Plan(
+                steps=steps,
+                expected=expected_of(measured.validation[name])
+                if name in measured.validation
+                else None,
+            )
+            for name, steps in plans.items()
+        },
+        measurements=scale_measurements(measured),
+    )

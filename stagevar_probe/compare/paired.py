@@ -1,0 +1,83 @@
+"""What the answers to a comparison's questions look at: values an image, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..intervals import Interval, mean_interval
+from ..metrics.images import kid_loss
+from ..validate.rows import EXACT, Entry
+from ..validate.run import per_image
+from .comparison import Comparison
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Answer:
+    """``sentence`` says what was found; ``numbers`` hold it; ``table`` (header first) shows it."""
+
+    question: str
+    sentence: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    table: list[list[str]] = field(default_factory=list)
+
+
+class Look:
+    """Values an image of every row, and paired differences between rows."""
+
+    def __init__(self, found: Comparison) -> None:
+        self.found = found
+        self.kid = found.quality.features.kid  # what the distance of distributions is called
+        self.entries = {entry.name: entry for entry in found.lineup.entries}
+
+    def values(self, name: str, key: str) -> Array:
+        """One value an image."""
+        return per_image(self.found.seen, name, key)
+
+    def of_kind(self, kind: str) -> list[Entry]:
+        """Rows of a kind, in order."""
+        return [entry for entry in self.entries.values() if entry.kind == kind]
+
+    def loss(self, name: str) -> Array:
+        """Smooth loss an image against exact."""
+        return self.values(EXACT, "smooth") - self.values(name, "smooth")
+
+    def gain(self, a: str, b: str, key: str, half: slice = slice(None)) -> Interval:
+        """How much higher ``a`` is than ``b``, mean over images."""
+        return mean_interval((self.values(a, key) - self.values(b, key))[half])
+
+    def kid_gain(self, a: str, b: str) -> Interval | None:
+        """How much lower (better) the KID of ``a`` is than that of ``b``, x 1000."""
+        reference = self.found.quality.reference
+        if reference is None:
+            return None
+        found = kid_loss(reference, self.values(a, "features"), self.values(b, "features"))
+        return Interval(*(1000 * x for x in found))
+
+    def against(self, a: str, b: str) -> dict[str, list[float]]:
+        """``a`` compared with ``b``; above 0: ``a`` is better."""
+        out = {key: list(self.gain(a, b, key)) for key in ("smooth", "psnr", "ssim")}
+        kid = self.kid_gain(a, b)
+        return out if kid is None else out | {"kid": list(kid)}
+
+
+def verdict(gain: Sequence[float], better: str = "is better", worse: str = "is worse") -> str:
+    """What an interval of a gain says."""
+    return better if gain[1] > 0 else worse if gain[2] < 0 else "shows no difference"
+
+
+def say(value: Sequence[float], digits: int = 4, unit: str = "") -> str:
+    """``+0.0123 [+0.0100, +0.0145]``."""
+    mean, low, high = value
+    return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def combination(entry: Entry) -> str:
+    """Selector and restorer of a row that reduces tokens."""
+    return f"{entry.facts['select']} + {entry.facts['restore']}"

@@ -1,0 +1,222 @@
+"""Score a model by a suite that anyone can recompute: exact path, presets and profile plans.
+
+Is what was asked there, by kind and overall; the distribution, the distance to the exact path's
+pictures, the distance to training pictures, and time: one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stagevar_runtime.model.protocol import ScaleModel
+from stagevar_runtime.model.sampling import Noise, Sampling
+from stagevar_runtime.profile import Profile
+
+from ..compare.grid import lineup, presets_and_plans
+from ..datasets.inputs import HELD_OUT_SEED, Encode, Inputs
+from ..intervals import binomial_interval, mean_interval, paired_loss
+from ..metrics.images import nearest_distance
+from ..metrics.protocol import Quality
+from ..progress import meter
+from ..solve.candidates import CONTROL, cooler
+from ..tables import NONE, columns, fidelity, ranged, speed
+from ..validate.rows import EXACT, Entry, Lineup
+from ..validate.run import Batch, observe_batch, per_image, summarise, warm_up
+from .suite import Figures, Suite
+
+LOOKED = 128  # images whose perceptual distance to exact is measured: it is slow
+STRIP = 14  # pictures kept of every row: two of each kind
+CEILING = 300  # real pictures that the tokenizer encodes and decodes
+UNGUIDED = "no guidance"
+
+
+@dataclass
+class Evaluation:
+    """What was found. ``figures`` as of :func:`~stagevar_probe.validate.run.summarise`, with
+    ``passed`` and ``passed_loss`` (overall), ``kinds``, ``beside`` where the suite scores more
+    and, where features were given, ``nearest`` training picture. ``ceiling``: pass rates of real
+    pictures and reconstructions."""
+
+    suite: Suite
+    lineup: Lineup
+    figures: dict[str, dict[str, Any]]
+    ceiling: Figures
+    quality: Quality
+    strips: dict[str, Tensor] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+
+def suite_inputs(
+    suite: Suite, count: int, seed: int, encode: Encode
+) -> tuple[Inputs, tuple[str, ...]]:
+    """Prompts of the suite with seeds of their own, and the kind of each."""
+    asked = suite.ask(count, seed + 2)  # calibration holds out seed 1
+    start = 3 * HELD_OUT_SEED + 7919 * seed
+    seeds = tuple(start + i for i in range(count))
+    prompts = tuple(text for _, text in asked)
+    name = f"{suite.name}-suite-{count}"
+    return Inputs(name, prompts, seeds, encode), tuple(k for k, _ in asked)
+
+
+def evaluation_lineup(
+    model: ScaleModel, sampling: Sampling, profile: Profile | None, tile: int = 1
+) -> Lineup:
+    """The exact path, the same without guidance and sampled cooler (what a calibrated plan may gain
+    by temperature alone), every preset, every plan of the profile."""
+    info, scales = model.info, model.scales()
+    measured = profile.measurements if profile else ()
+    ranks = {m.scale: m.rank_pca for m in measured if m.rank_pca} or None
+    entries, left_out = presets_and_plans(info, scales, profile, ranks)
+    none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
+    cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
+    first = [Entry(EXACT, EXACT), Entry(UNGUIDED, "guidance", guidance=none)]
+    first.append(Entry(CONTROL, "temperature", cool))
+    return lineup([*first, *entries], left_out, info, scales, sampling, tile)
+
+
+def evaluate(
+    model: ScaleModel,
+    suite: Suite,
+    inputs: Inputs,
+    kinds: Sequence[str],
+    made: Lineup,
+    sampling: Sampling,
+    quality: Quality,
+    batch: int,
+    quiet: bool = False,
+) -> Evaluation:
+    """Run every row on every prompt: same seeds, coupled noise, interleaved batches.
+
+    ``quality``: the suite's metric, with features and real pictures found for it.
+    """
+    plans = made.plans
+    warm_up(model, inputs.chunk(0, batch), plans, sampling)
+    strips: dict[str, list[Tensor]] = {name: [] for name in plans}
+
+    def visit(name: str, images: Tensor) -> None:
+        if sum(map(len, strips[name])) < STRIP:
+            strips[name].append(images)
+
+    seen: list[Batch] = []
+    with meter("evaluating", len(inputs), quiet) as tick:
+        for begin in range(0, len(inputs), batch):
+            part = inputs.chunk(begin, batch)
+            near = begin < LOOKED
+            seen.append(observe_batch(model, part, plans, sampling, quality, visit, near))
+            tick(len(part))
+    figures = summarise(model, plans, seen, quality)
+    ceiling = tokenizer_ceiling(model, suite, quality, inputs.chunk(0, 1))
+    training = None if quality.reference is None else suite.training().float()
+    if training is not None and quality.reference is not None:
+        nearest = nearest_distance(quality.reference.float(), training)
+        ceiling["nearest_real"] = list(mean_interval(nearest))
+    for name in plans:
+        figures[name] |= _rates(seen, name, suite, kinds, inputs)
+        if training is not None:
+            figures[name]["nearest"] = _nearest(seen, name, suite, kinds, training)
+    pictures = {name: torch.cat(kept)[:STRIP] for name, kept in strips.items()}
+    for name, first in made.same.items():
+        figures[name], pictures[name] = figures[first], pictures[first]
+    asked = tuple(str(item) for item in inputs.items[:STRIP])
+    return Evaluation(suite, made, figures, ceiling, quality, pictures, asked)
+
+
+def _rates(
+    seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], inputs: Inputs
+) -> dict[str, Any]:
+    """Pass rates by kind, and over the kinds that count, with what was lost to the exact path."""
+    mine, exact = (per_image(seen, n, "score") for n in (name, EXACT))
+    own = {kind.name: np.array([k == kind.name for k in kinds]) for kind in suite.kinds}
+    counted = np.any([own[kind.name] for kind in suite.kinds if kind.counted], 0)
+    out: dict[str, Any] = {
+        "passed": _rate(mine[counted]),
+        "passed_loss": list(paired_loss(exact[counted], mine[counted])),
+        "kinds": {kind: _rate(mine[mask]) for kind, mask in own.items() if mask.any()},
+    }
+    prompts = [str(item) for item in inputs.items]
+    for head, score in suite.beside.items():
+        features = torch.from_numpy(per_image(seen, name, "features")).float()
+        right = score(features, prompts).numpy()
+        out.setdefault("beside", {})[head] = _rate(right[counted])
+    return out
+
+
+def _rate(passes: NDArray[Any]) -> list[float]:
+    return list(binomial_interval(round(float(passes.sum())), len(passes)))
+
+
+def _nearest(
+    seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], training: Tensor
+) -> list[float]:
+    """Distance to the nearest training picture, of pictures for prompts it was not trained on."""
+    held_out = {kind.name for kind in suite.kinds if kind.held_out}
+    mask = np.array([kind in held_out for kind in kinds])
+    features = torch.from_numpy(per_image(seen, name, "features")[mask]).float()
+    return list(mean_interval(nearest_distance(features, training)))
+
+
+@torch.inference_mode()
+def tokenizer_ceiling(
+    model: ScaleModel, suite: Suite, quality: Quality, one: Inputs, batch: int = 20
+) -> Figures:
+    """Pass rates of real pictures as they are, and encoded and decoded by the tokenizer; and what
+    else bounds the suite."""
+    real, prompts = suite.real(CEILING)
+    shown = {"real": real}
+    if hasattr(getattr(model, "tokenizer", None), "encode"):
+        shown["rebuilt"] = torch.cat([rebuild(model, part, one) for part in real.split(batch)])
+    out: Figures = {}
+    for name, images in shown.items():
+        out[name] = _rate(quality.score(images, prompts, real).numpy())
+        for head, score in suite.beside.items():
+            out[f"{name} {head}"] = _rate(score(quality.features(images), prompts).numpy())
+    return out | suite.bounds()
+
+
+def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] encoded and decoded by the model's own tokenizer."""
+    scales = model.scales()
+    many = replace(one, items=one.items * len(images), seeds=one.seeds * len(images))
+    noise = Noise(many.seeds, len(many), model.device)
+    state = model.begin(many.condition(model), scales, noise, guided=False)
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]
+    sizes = [(s.height, s.width) for s in scales]
+    for scale, ids in zip(scales, tokenizer.encode(images.to(model.device), sizes), strict=True):
+        model.advance(state, scale, ids)
+    return model.decode(state).float().cpu()
+
+
+def as_table(found: Evaluation) -> str:
+    """The figures as text: rates with 95 % intervals, times per image."""
+    return columns(table(found))
+
+
+def table(found: Evaluation) -> list[list[str]]:
+    """Header and rows as text."""
+    exact, suite = found.figures[EXACT], found.suite
+    looked = exact.get("perceptual_name", "1 - SSIM")
+    head = ["", "ms", "x", "loop x", suite.passes, "lost", *suite.beside]
+    head += [*(kind.short for kind in suite.kinds), found.quality.features.kid, looked, "PSNR"]
+    entries = found.lineup.entries
+    return [head, *(_cells(entry, found.figures[entry.name], suite) for entry in entries)]
+
+
+def _cells(entry: Entry, f: Mapping[str, Any], suite: Suite) -> list[str]:
+    same, kinds = entry.name == EXACT, [kind.name for kind in suite.kinds]
+    return [
+        entry.name,
+        *speed(f),
+        ranged(f["passed"]),
+        NONE if same else ranged(f["passed_loss"], "+.3f"),
+        *(ranged(f["beside"][head]) for head in suite.beside),
+        *(f"{f['kinds'][kind][0]:.2f}" if kind in f["kinds"] else NONE for kind in kinds),
+        ranged((f["kid"], *f["kid_ci95"]), ".2f") if "kid" in f else NONE,
+        *([NONE, NONE] if same else fidelity(f)),
+    ]

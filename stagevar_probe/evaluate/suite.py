@@ -1,0 +1,63 @@
+"""What a suite is: what a model is asked, what counts as an answer, what real pictures do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..metrics.protocol import Quality
+
+Figures = dict[str, list[float]]  # a value with its interval, by name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prompt.
+
+    Attributes:
+        name: in results.
+        short: the head of its column.
+        counted: whether the overall rate is over it, too.
+        held_out: whether training never showed its prompts.
+    """
+
+    name: str
+    short: str
+    counted: bool = True
+    held_out: bool = True
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite, as :func:`~stagevar_probe.evaluate.evaluation.evaluate` needs it.
+
+    Attributes:
+        name: of the suite.
+        kinds: of its prompts, in the order they are shown.
+        metric: what pictures are scored by, 1 where one passes.
+        ask: count and seed → that many pairs of kind and prompt, the kinds in turn.
+        real: count → pictures (N, 3, H, W) in [0, 1] to find the ceiling with, and their prompts.
+        training: → features (N, F), by the metric, of training pictures.
+        caption: of the table: what passes and what the overall rate is over.
+        passes: the head of the column.
+        made: how real pictures came about.
+        source: where they are from, for the record.
+        beside: other scores (B,) by features (B, F) and prompts, by the heads of their columns.
+        bounds: → figures that say more about the ceiling; ``said`` has a sentence for each.
+    """
+
+    name: str
+    kinds: tuple[Kind, ...]
+    metric: Quality
+    ask: Callable[[int, int], list[tuple[str, str]]]
+    real: Callable[[int], tuple[Tensor, list[str]]]
+    training: Callable[[], Tensor]
+    caption: str
+    passes: str = "passed"
+    made: str = "real"
+    source: str | None = None
+    beside: Mapping[str, Callable[[Tensor, Sequence[str]], Tensor]] = field(default_factory=dict)
+    bounds: Callable[[], Figures] = dict
+    said: Mapping[str, str] = field(default_factory=dict)

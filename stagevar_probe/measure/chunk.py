@@ -1,0 +1,71 @@
+"""Measure one chunk of images: the exact path observed, every arm scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagevar_runtime.model.protocol import ScaleModel
+from stagevar_runtime.model.sampling import Sampling
+
+from ..datasets.inputs import Inputs
+from ..metrics.images import cosine_similarity, psnr
+from ..metrics.protocol import Quality
+from ..observe.frequency import frequency_change
+from ..observe.observer import ExactObserver
+from .interventions import EXACT, Arm, Menu, run_chunk
+
+
+@torch.inference_mode()
+def measure_chunk(
+    model: ScaleModel,
+    inputs: Inputs,
+    menu: Menu,
+    arms: Sequence[Arm],
+    sampling: Sampling,
+    quality: Quality,
+    rank_images: int,
+) -> dict[str, Any]:
+    """Everything :class:`~.measurements.Measurements` keeps of these images."""
+    observer = ExactObserver(model, sampling, rank_images)
+    exact: list[Tensor] = []
+    tables: dict[str, dict[str, list[float]]] = {"smooth": {}, "score": {}, "psnr": {}}
+
+    def visit(name: str, images: Tensor) -> None:
+        images = images.float().cpu()
+        if name == EXACT:
+            exact.append(images)
+        tables["smooth"][name] = quality.smooth(images, inputs.items, exact[0]).tolist()
+        tables["score"][name] = quality.score(images, inputs.items, exact[0]).tolist()
+        if name != EXACT:
+            tables["psnr"][name] = psnr(images, exact[0]).clamp_max(99.0).tolist()
+
+    run_chunk(model, inputs, menu, arms, sampling, visit, observer)
+    final = quality.features(exact[0])
+    semantic = [cosine_similarity(quality.features(p), final) for p in observer.pictures]
+    structural = [1 - quality.perceptual(p, exact[0]) for p in observer.pictures]
+    low, high = frequency_change(observer.pictures)
+    return {
+        **tables,
+        "sensitivity": {
+            str(k): {name: v.tolist() for name, v in names.items()}
+            for k, names in observer.sensitivity.items()
+        },
+        "ranks": [
+            {
+                "scale": key.scale,
+                "group": key.group,
+                "branch": key.branch,
+                "centring": key.centring,
+                "values": {n: v.tolist() for n, v in observer.ranks.values(key).items()},
+            }
+            for key in observer.ranks.keys()
+        ],
+        "semantic": torch.stack(semantic, 1).tolist(),
+        "structural": torch.stack(structural, 1).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }

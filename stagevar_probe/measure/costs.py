@@ -1,0 +1,146 @@
+"""What every option costs on this device: measured milliseconds, FLOPs, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from stagevar_runtime.loop.engine import generate
+from stagevar_runtime.loop.plan import Plan, compile_plan
+from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
+from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.profile import FeatureOption, PlanStep
+
+from .interventions import Option
+
+FULL = "full"
+COUNTED = ("qkv", "proj", "fc1")  # of the layers that features narrow: text is left out
+Cell = tuple[int, int, str]  # scale, rows 1 or 2, option
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``ms[(scale, rows, option)]`` medians, ``spread_ms`` half ranges, ``decode_ms`` a batch."""
+
+    ms: dict[Cell, float]
+    spread_ms: dict[Cell, float]
+    decode_ms: float
+    batch: int
+    repeats: int
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-ready."""
+        cells = [[*cell, ms, self.spread_ms[cell]] for cell, ms in self.ms.items()]
+        rest = {"decode_ms": self.decode_ms, "batch": self.batch, "repeats": self.repeats}
+        return {"cells": cells, **rest}
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Costs:
+        """The inverse of :meth:`dump`."""
+        return cls(
+            {(k, rows, option): ms for k, rows, option, ms, _ in data["cells"]},
+            {(k, rows, option): spread for k, rows, option, _, spread in data["cells"]},
+            data["decode_ms"],
+            data["batch"],
+            data["repeats"],
+        )
+
+
+def cost_plans(
+    model: ScaleModel, sampling: Sampling, options: Mapping[str, Option]
+) -> Iterator[tuple[int, str, Plan]]:
+    """One plan for each (rows, option): the option at every scale that can have it.
+
+    Measured directions take as long as random ones, which every scale has.
+    """
+    scales, info = model.scales(), model.info
+    guided = len(compile_plan((), info, scales, sampling)[0].branches)
+    for rows in range(guided, 0, -1):
+        drop = PlanStep(scale=0, guidance="cond") if rows < guided else None
+        yield rows, FULL, compile_plan([drop] if drop else [], info, scales, sampling)
+        for name, option in options.items():
+            steps = [drop] if drop else []
+            if isinstance(option, dict):
+                if rows == 2:
+                    steps = [PlanStep(scale=k, null_keep=keep) for k, keep in option.items()]
+                    yield rows, name, compile_plan(steps, info, scales, sampling)
+                continue
+            change: dict[str, Any] = {"tokens": option}
+            if isinstance(option, FeatureOption):
+                change = {"features": option.model_copy(update={"basis": "random"})}
+            steps += [PlanStep(scale=s.index, **change) for s in scales[1:] if s.kind == "ar"]
+            yield rows, name, compile_plan(steps, info, scales, sampling)
+
+
+def measure_costs(
+    model: ScaleModel,
+    conditioning: Conditioning,
+    sampling: Sampling,
+    options: Mapping[str, Option],
+    repeats: int = 3,
+) -> Costs:
+    """Time every cell, interleaved A B A B, after one warm-up round that is not counted.
+
+    The dropped rows of a ``rows`` 1 plan are gone from scale 0, so its caches are the smaller ones.
+    """
+    times: dict[Cell, list[float]] = {}
+    decode: list[float] = []
+    plans = list(cost_plans(model, sampling, options))
+    seeds = list(range(conditioning.batch))
+    for turn in range(repeats + 1):
+        for rows, name, plan in plans:
+            made = generate(model, conditioning, plan, sampling, seeds)
+            if turn == 0:
+                continue
+            decode.append(made.decode_ms)
+            for step, ms in zip(plan, made.scale_ms, strict=True):
+                if name == FULL or step.reduced or step.features or step.null_tokens:
+                    times.setdefault((step.scale.index, rows, name), []).append(ms)
+    return Costs(
+        ms={cell: median(values) for cell, values in times.items()},
+        spread_ms={cell: (max(values) - min(values)) / 2 for cell, values in times.items()},
+        decode_ms=median(decode),
+        batch=conditioning.batch,
+        repeats=repeats,
+    )
+
+
+def time_generation(
+    model: ScaleModel,
+    conditioning: Conditioning,
+    plans: Sequence[Plan],
+    sampling: Sampling,
+    repeats: int = 5,
+) -> list[dict[str, Any]]:
+    """Compare plans in one run, interleaved, first round not counted.
+
+    Returns one dict a plan: ``loop_ms``, ``decode_ms``, ``total_ms`` medians and ``spread_ms`` of
+    the total, per batch.
+    """
+    seeds = list(range(conditioning.batch))
+    rows: list[list[tuple[float, float, float]]] = [[] for _ in plans]
+    for turn in range(repeats + 1):
+        for i, plan in enumerate(plans):
+            begun = time.perf_counter()
+            made = generate(model, conditioning, plan, sampling, seeds)
+            total = 1000 * (time.perf_counter() - begun)
+            if turn:
+                rows[i].append((made.loop_ms, made.decode_ms, total))
+    return [
+        {
+            "loop_ms": median(r[0] for r in runs),
+            "decode_ms": median(r[1] for r in runs),
+            "total_ms": median(r[2] for r in runs),
+            "spread_ms": (max(r[2] for r in runs) - min(r[2] for r in runs)) / 2,
+        }
+        for runs in rows
+    ]
+
+
+def describe_scales(scales: Sequence[ScaleSpec]) -> str:
+    """``7 scales, 155 tokens, last 8x8``."""
+    total = sum(scale.tokens for scale in scales)
+    return f"{len(scales)} scales, {total} tokens, last {scales[-1].height}x{scales[-1].width}"

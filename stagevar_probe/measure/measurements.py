@@ -1,0 +1,250 @@
+"""Everything a calibration measured, as one JSON file: solving again needs no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.profile import FeatureOption, TokenOption
+
+from ..files import write_whole
+from .costs import Costs
+from .interventions import Arm, Menu
+
+VERSION = 1
+KIND = "stagevar-measurements"
+JOB_KEYS = (
+    *("checkpoint", "family", "architecture", "weights", "schedule_name", "scales", "groups"),
+    *("inputs", "seed", "batch", "sampling", "metric", "max_loss", "dtype", "hardware", "version"),
+)
+NEWER_KEYS = ("features", "likeness", "reference")  # older files lack them
+
+
+@dataclass
+class Measurements:
+    """What was measured on the calibration inputs; scores per image, in the order of the inputs.
+
+    ``job`` says what was run (model, inputs, sampling, metric, hardware). ``smooth`` and ``score``
+    hold, by arm, one value an image (:class:`~stagevar_probe.metrics.quality.Quality`); ``psnr``
+    dB to the exact image. ``sensitivity[scale][name]``; ``ranks``: one dict a (scale, group,
+    branch, centring) with one value an image for each measure; ``semantic`` and ``structural``
+    ``[image][scale]``; ``low`` and ``high`` frequency change. ``costs`` from :mod:`.cost`.
+    ``validation``: held-out figures by plan.
+    """
+
+    job: dict[str, Any]
+    menu: Menu
+    arms: list[Arm]
+    smooth: dict[str, list[float]] = field(default_factory=dict)
+    score: dict[str, list[float]] = field(default_factory=dict)
+    psnr: dict[str, list[float]] = field(default_factory=dict)
+    sensitivity: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    semantic: list[list[float]] = field(default_factory=list)
+    structural: list[list[float]] = field(default_factory=list)
+    low: list[list[float]] = field(default_factory=list)
+    high: list[list[float]] = field(default_factory=list)
+    costs: Costs | None = None
+    validation: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Append what :func:`~.chunk.measure_chunk` gave of one chunk of images."""
+        for table in ("smooth", "score", "psnr"):
+            own = getattr(self, table)
+            for name, values in chunk[table].items():
+                own.setdefault(name, []).extend(values)
+        for scale, names in chunk["sensitivity"].items():
+            mine = self.sensitivity.setdefault(int(scale), {})
+            for name, values in names.items():
+                mine.setdefault(name, []).extend(values)
+        for table in ("semantic", "structural", "low", "high"):
+            getattr(self, table).extend(chunk[table])
+        known = {_place(row): row for row in self.ranks}
+        for row in chunk["ranks"]:
+            if _place(row) in known:
+                for measure, values in row["values"].items():
+                    known[_place(row)]["values"][measure].extend(values)
+            else:
+                self.ranks.append(row)
+
+    def losses(self, arm: str, table: str = "smooth") -> NDArray[np.float64]:
+        """Exact minus arm for every image that has both."""
+        values = getattr(self, table)
+        mine = np.asarray(values[arm])
+        return np.asarray(values["exact"])[: len(mine)] - mine
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-ready, numbers rounded to 6 significant digits."""
+        out = asdict(self)
+        for kind in ("tokens", "features"):
+            options = getattr(self.menu, kind)
+            out["menu"][kind] = {n: o.model_dump(mode="json") for n, o in options.items()}
+        if self.costs:
+            out["costs"] = asdict(self.costs) | {
+                "ms": [
+                    [*cell, ms, self.costs.spread_ms[cell]] for cell, ms in self.costs.ms.items()
+                ]
+            }
+            del out["costs"]["spread_ms"]
+        return {"kind": KIND, "version": VERSION, **_rounded(out)}
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], source: object) -> Measurements:
+        """The inverse of :meth:`dump`.
+
+        Raises:
+            CalibrationError: not a measurements file, or of another version.
+        """
+        if not isinstance(data, Mapping):
+            raise CalibrationError(f"{source}: holds a {type(data).__name__}, expected {KIND}")
+        if data.get("kind") != KIND or data.get("version") != VERSION:
+            raise CalibrationError(
+                f"{source}: got kind {data.get('kind')!r} version {data.get('version')!r}, "
+                f"expected {KIND} version {VERSION}"
+            )
+        try:
+            absent = [key for key in JOB_KEYS if key not in data["job"]]
+            if absent or not data["smooth"].get("exact"):
+                raise ValueError(f"nothing about {absent[0] if absent else 'the exact path'}")
+            menu = Menu(
+                schedules=dict(data["menu"]["schedules"]),
+                variants={n: (b, t) for n, (b, t) in data["menu"]["variants"].items()},
+                tokens={
+                    n: TokenOption.model_validate(t) for n, t in data["menu"]["tokens"].items()
+                },
+                features={
+                    n: FeatureOption.model_validate(f)
+                    for n, f in data["menu"].get("features", {}).items()
+                },
+                parts={
+                    n: {int(k): keep for k, keep in part.items()}
+                    for n, part in data["menu"].get("parts", {}).items()
+                },
+            )
+            costs = data["costs"]
+            return cls(
+                job=data["job"],
+                menu=menu,
+                arms=[Arm(**arm) for arm in data["arms"]],
+                sensitivity={int(k): v for k, v in data["sensitivity"].items()},
+                costs=None
+                if costs is None
+                else Costs(
+                    ms={(k, r, o): ms for k, r, o, ms, _ in costs["ms"]},
+                    spread_ms={(k, r, o): s for k, r, o, _, s in costs["ms"]},
+                    decode_ms=costs["decode_ms"],
+                    batch=costs["batch"],
+                    repeats=costs["repeats"],
+                ),
+                **{
+                    name: data[name]
+                    for name in (
+                        *("smooth", "score", "psnr", "ranks", "semantic"),
+                        *("structural", "low", "high", "validation"),
+                    )
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CalibrationError(f"{source}: damaged measurements ({said})") from error
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[k] for k in ("scale", "group", "branch", "centring"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_rounded(v) for v in value]
+    return value
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_whole(path, json.dumps(_rounded(data), separators=(",", ":")).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        CalibrationError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: cannot be read as measurements ({error})") from error
+
+
+def load_measurements(path: str | Path) -> Measurements:
+    """Read a measurements file."""
+    return Measurements.parse(read_json(Path(path)), path)
+
+
+INPUT_KEYS = ("inputs", "seed", "hardware", "max_loss", "min_speedup", "max_ms")
+
+
+def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurements:
+    """Measurements of separate jobs as of one: the same model and settings, other images.
+
+    Costs are the first's. Held-out figures are dropped: they belong to each job's own plans. An
+    intervention that one of the jobs gave up keeps what comes before the gap, and counts as given
+    up. Features were narrowed to each job's own directions, which no file joins.
+
+    Raises:
+        CalibrationError: two of them differ in more than their inputs, or share inputs.
+    """
+    first = parts[0]
+    job = first.job | {"inputs": dict(first.job["inputs"])}
+    out = Measurements(job, first.menu, first.arms, costs=first.costs)
+    for part, source in zip(parts, sources, strict=True):
+        for key in [key for key in (*JOB_KEYS, *NEWER_KEYS) if key not in INPUT_KEYS]:
+            if part.job.get(key) != first.job.get(key):
+                raise CalibrationError(
+                    f"{source}: its {key} is {part.job.get(key)}, that of {sources[0]} is "
+                    f"{first.job.get(key)}; only jobs that differ in their inputs can be merged"
+                )
+        if (part.menu, part.arms) != (first.menu, first.arms):
+            raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")
+        whole = len(out.smooth.get("exact", ()))
+        chunk = {name: getattr(part, name) for name in _TABLES}
+        for table in ("smooth", "score", "psnr"):
+            own = getattr(out, table)
+            chunk[table] = {
+                name: values
+                for name, values in getattr(part, table).items()
+                if len(own.get(name, ())) == whole
+            }
+        out.add(_copied(chunk))
+    identities = {(p.job["inputs"]["sha256"], p.job["seed"]) for p in parts}
+    if len(identities) < len(parts):
+        raise CalibrationError("two of the files measured the same inputs with the same seed")
+    digest = hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()
+    out.job["inputs"] |= {
+        "name": "+".join(dict.fromkeys(part.job["inputs"]["name"] for part in parts)),
+        "sha256": f"sha256:{digest}",
+        "count": sum(part.job["inputs"]["count"] for part in parts),
+    }
+    return out
+
+
+_TABLES = ("sensitivity", "ranks", "semantic", "structural", "low", "high")
+
+
+def _copied(value: Any) -> Any:
+    """Nested lists and dicts of its own, so that joining does not change the parts."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,100 @@
+"""The comparison as one HTML file: the answers, the Pareto plot, pictures, every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..compare.comparison import LOOKED, Comparison, cells, disturbance, head, pareto
+from ..compare.questions import Answer
+from ..validate.rows import EXACT
+from . import plots
+from .html import ReportData, TableData, write_report
+
+SHOWN = ("exact", "guidance", "preset", "plan", "skip")  # kinds whose pictures are shown
+
+
+def write_comparison(
+    path: Path, found: Comparison, given: list[Answer], job: dict[str, Any], command: str
+) -> None:
+    """Write the report of a comparison, whole or not at all."""
+    write_report(comparison_data(found, given, job, command), path)
+
+
+def comparison_data(
+    found: Comparison, given: list[Answer], job: dict[str, Any], command: str
+) -> ReportData:
+    """Everything the report shows. ``job``: what was run, as in the JSON."""
+    front = pareto(found.figures)
+    exact = found.figures[EXACT]
+    fast = [name for name in front if name != EXACT]
+    return ReportData(
+        title=f"{job['checkpoint']}: every method side by side",
+        subtitle=f"{job['family']}, {len(found.lineup.entries)} rows, {exact['images']} images, "
+        f"batch {exact['batch']}, {job['hardware']['device']} {job['dtype']}",
+        satisfied=None,
+        verdict=f"{len(fast)} of {len(found.lineup.entries) - 1} rows are on the Pareto front of "
+        f"end-to-end time and {exact['metric']} lost: nothing else tried is both faster and "
+        f"better. What lies within intervals of another is not told apart from it.",
+        headlines=[],
+        facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
+        loss_name=f"{exact['metric']} lost",
+        plans=[],
+        figures=[
+            {
+                "title": "Pareto front",
+                "svg": _plot(found, front),
+                "caption": "Joined: not beaten in both. Light: beaten. Bars: 95 % over images.",
+            }
+        ],
+        pictures=[
+            {"uri": plots.picture_row(found.strips[entry.name]), "caption": entry.name}
+            for entry in found.lineup.entries
+            if entry.name in found.strips and (entry.kind in SHOWN or entry.name in front)
+        ],
+        pictures_title="Pictures: the same seeds in every row",
+        pictures_caption="Presets, plans, retuned exact paths and the Pareto front.",
+        tables=[*map(_answer_table, given), _rows_table(found, front)],
+        notes=[
+            *(f"{answer.question} {answer.sentence}" for answer in given),
+            "Every row draws the same noise for the same token: PSNR and SSIM compare pictures of "
+            "one seed. They mean little for rows whose early guidance differs.",
+            "Speed-ups are against this project's own exact path, in interleaved batches. Rows of "
+            f"equal work (the exact path at any guidance) differ by {disturbance(found):.2f}x in "
+            "loop time: no difference below that means anything.",
+        ],
+        provenance=[(name, str(value)) for name, value in job.items()],
+        command=command,
+    )
+
+
+def _plot(found: Comparison, front: set[str]) -> str:
+    """Named: the front and the presets."""
+    points: dict[bool, list[plots.Point]] = {True: [], False: []}
+    for entry in found.lineup.entries:
+        f = found.figures[entry.name]
+        best = entry.name in front
+        ms, (loss, low, high) = f["total_ms"] / f["batch"], f["loss"]
+        name = entry.name if best or entry.kind in ("preset", "plan") else ""
+        points[best].append(plots.Point(ms, loss, low, high, name[:28]))
+    loss_name = f"{found.figures[EXACT]['metric']} lost"
+    return plots.frontier(points[True], None, loss_name, points[False])
+
+
+def _answer_table(answer: Answer) -> TableData:
+    header, *lines = answer.table or [[""]]
+    return TableData(title=answer.question, header=header, rows=lines[:60], caption=answer.sentence)
+
+
+def _rows_table(found: Comparison, front: set[str]) -> TableData:
+    return TableData(
+        title="Every row",
+        header=[cell or "row" for cell in head(found.figures[EXACT])],
+        rows=[
+            cells(entry, found.figures[entry.name], entry.name in front)
+            for entry in found.lineup.entries
+        ],
+        caption="Milliseconds per batch, GFLOP an image (blocks only). * on the Pareto front. "
+        "± half a 95 % interval. ST-LPIPS, where it is installed: perceptual distance to exact, on "
+        f"at most {LOOKED} images.",
+    )

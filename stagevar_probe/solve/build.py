@@ -1,0 +1,104 @@
+"""From measurements to the solver's problem, and from its solution to plan steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.profile import PlanStep
+
+from ..measure.interventions import PUBLISHED
+from ..measure.measurements import Measurements
+from .isotonic import smoothed
+from .milp import FULL, Problem, Solution
+
+
+def problem_from(measured: Measurements, budget: float, caution: float = 0.0) -> Problem:
+    """The solver's problem: measured costs, and the mean loss of every arm that was run to the end.
+
+    ``caution`` standard errors are added to every mean, so that options that only seem free (or a
+    gain) by the luck of few images are left. Losses that cannot fall with an earlier start are
+    smoothed (:mod:`.isotonic`). Arms that were given up early (hopeless after the first images)
+    cannot be chosen.
+    """
+    if measured.costs is None:
+        raise CalibrationError("the measurements hold no costs: calibrate again")
+    images = len(measured.smooth["exact"])
+    schedules = {PUBLISHED: 0.0}
+    drop: dict[tuple[int, str], float] = {}
+    joint: dict[tuple[str, int, str], float] = {}
+    tokens: dict[tuple[int, str], float] = {}
+    skip: dict[tuple[int, int], float] = {}
+    part: dict[str, float] = {}
+    count = len(measured.job["scales"])
+    smooth = smoothed(measured)
+    for arm in measured.arms:
+        if len(measured.smooth.get(arm.name, ())) < images:
+            continue
+        losses = measured.losses(arm.name)
+        loss = smooth.get(arm.name, float(losses.mean()))
+        loss += caution * float(losses.std() / np.sqrt(len(losses)))
+        if arm.skip:
+            skip[arm.scale, arm.until or count] = loss
+        elif arm.part:
+            part[arm.part] = loss
+        elif option := arm.option:
+            tokens[arm.scale, option] = loss
+        elif arm.variant and arm.schedule == PUBLISHED:
+            drop[arm.scale, arm.variant] = loss
+        elif arm.variant:
+            joint[arm.schedule, arm.scale, arm.variant] = loss
+        else:
+            schedules[arm.schedule] = loss
+    joint = {key: loss for key, loss in joint.items() if key[0] in schedules}
+    return Problem(
+        scales=count,
+        ms=measured.costs.ms,
+        drop_loss=drop,
+        token_loss=tokens,
+        skip_loss=skip,
+        schedules=schedules,
+        joint_loss=joint,
+        part_loss=part,
+        apart=frozenset(n for n, (branch, _) in measured.menu.variants.items() if branch == "null"),
+        budget=budget,
+    )
+
+
+def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]:
+    """The plan steps a solution stands for."""
+    menu, count = measured.menu, len(solution.choices)
+    until = solution.drop[0] if solution.drop else count
+    fields: dict[int, dict[str, Any]] = {
+        step.scale: step.model_dump(exclude_defaults=True)
+        for step in menu.strengths(solution.schedule, until)
+    }
+    for choice in solution.choices:
+        own = fields.setdefault(choice.scale, {"scale": choice.scale})
+        if choice.run == "skip":
+            fields[choice.scale] = {"scale": choice.scale, "run": "skip"}
+            continue
+        if choice.guidance != FULL:
+            guidance, temperature = menu.variants[choice.guidance]
+            own |= {"guidance": guidance, "temperature": temperature}
+            if guidance == "delta":
+                own["guidance_scale"] = menu.schedules[solution.schedule]
+        if choice.tokens != FULL:
+            own |= menu.option(choice.tokens, choice.scale)
+    steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
+    return _without_repeats(steps)
+
+
+def _without_repeats(steps: list[PlanStep]) -> tuple[PlanStep, ...]:
+    """Leave out what still holds from the scale before (the branch), and steps that say nothing."""
+    said: list[PlanStep] = []
+    branch: str | None = None
+    for step in steps:
+        if step.guidance is not None and step.guidance == branch:
+            step = step.model_copy(update={"guidance": None})
+        branch = step.guidance or branch
+        if step != PlanStep(scale=step.scale):
+            said.append(step)
+    return tuple(said)

@@ -1,0 +1,105 @@
+"""What a calibration is asked for: a loss at most, or a speed at least. Plans that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stagevar_runtime.errors import CalibrationError
+
+from ..measure.costs import Costs
+from .milp import gentlest, solve
+from .problem import Problem, Solution
+
+BUDGETS = {"quality": 0.5, "balanced": 1.0, "fast": 3.0}  # of the loss that was asked for
+PACES = {"quality": 0.5, "balanced": 1.0, "fast": 1.5}  # of the speed-up that was asked for
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At most ``max_loss``; or the least loss with ``min_speedup`` (end to end, against exact) or
+    within ``max_ms`` (end to end, an image). ``loss_asked``: the loss counts with a speed too.
+    """
+
+    max_loss: float
+    min_speedup: float | None = None
+    max_ms: float | None = None
+    loss_asked: bool = False
+
+    @property
+    def by_speed(self) -> bool:
+        """Whether a speed was asked for."""
+        return self.min_speedup is not None or self.max_ms is not None
+
+    def speedup(self, problem: Problem, costs: Costs) -> float:
+        """The end-to-end speed-up that was asked for, at least 1."""
+        exact = problem.exact_ms + costs.decode_ms
+        asked = [1.0, self.min_speedup or 0.0]
+        if self.max_ms is not None:
+            asked.append(exact / (self.max_ms * costs.batch))
+        return max(asked)
+
+    def choose(self, problem: Problem, costs: Costs, factor: float = 1.0) -> dict[str, Solution]:
+        """A plan for every name. ``factor``: the speed earlier plans were short of, 1 for none.
+
+        Raises:
+            CalibrationError: decoding alone takes longer than the time that was asked for.
+        """
+        if not self.by_speed:
+            return {name: solve(problem, share * self.max_loss) for name, share in BUDGETS.items()}
+        exact = problem.exact_ms + costs.decode_ms
+        wanted = self.speedup(problem, costs) * factor
+        if exact / wanted <= costs.decode_ms:
+            raise CalibrationError(
+                f"asked for {wanted:.2f}x end to end, but decoding alone takes "
+                f"{costs.decode_ms / costs.batch:.2f} of {exact / costs.batch:.2f} ms an image: at "
+                f"most {exact / costs.decode_ms:.2f}x can be had. Ask for less"
+            )
+        return {
+            name: gentlest(problem, exact / (1 + pace * (wanted - 1)) - costs.decode_ms)
+            for name, pace in PACES.items()
+        }
+
+    def met(self, figures: Mapping[str, Any]) -> bool:
+        """Whether held-out figures of a plan reach the goal."""
+        if not self.by_speed:
+            return within(figures, self.max_loss)
+        speed = figures["exact_total_ms"] / figures["total_ms"]
+        return (
+            speed >= (self.min_speedup or 0.0)
+            and (self.max_ms is None or figures["total_ms"] / figures["batch"] <= self.max_ms)
+            and (not self.loss_asked or within(figures, self.max_loss))
+        )
+
+    def harder(self, figures: Mapping[str, Any], factor: float) -> float:
+        """The factor to choose again with, after a plan was too slow on fresh inputs."""
+        if not self.by_speed:
+            return factor
+        short = 1.0
+        if self.min_speedup is not None:
+            short = self.min_speedup * figures["total_ms"] / figures["exact_total_ms"]
+        if self.max_ms is not None:
+            short = max(short, figures["total_ms"] / figures["batch"] / self.max_ms)
+        return factor * min(1.5, max(1.02, short))
+
+    def said(self, metric: str) -> str:
+        """In words."""
+        parts = []
+        if not self.by_speed or self.loss_asked:
+            parts.append(f"at most {self.max_loss:g} {metric} lost")
+        if self.min_speedup is not None:
+            parts.append(f"at least {self.min_speedup:g}x end to end")
+        if self.max_ms is not None:
+            parts.append(f"at most {self.max_ms:g} ms an image")
+        return ", ".join(parts)
+
+
+def significantly_worse(figures: Mapping[str, Any]) -> bool:
+    """Whether the distribution is worse than exact's beyond its 95 % interval."""
+    return "kid_loss" in figures and figures["kid_loss"][1] > 0
+
+
+def within(figures: Mapping[str, Any], max_loss: float) -> bool:
+    """Whether a plan meets its target: the mean loss, and no significant loss of distribution."""
+    return figures["loss"][0] <= max_loss and not significantly_worse(figures)

@@ -1,0 +1,89 @@
+"""What the tensors of an Infinity checkpoint cannot tell, with the published defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import StagevarError
+from ..parts.rope import INFINITY_MODES
+from .schedules import Schedule, parse_schedule, published_schedule
+
+PUBLISHED_NAMES = {  # of the publisher's scripts
+    "pn": "size",
+    "h_div_w_template": "aspect_ratio",
+    "rope2d_normalized_by_hw": "rope",
+    "add_lvl_embeding_only_first_block": "level",
+    "cfg_insertion_layer": "guidance_layer",
+}
+
+
+@dataclass(frozen=True)
+class InfinityOptions:
+    """What tensors cannot tell, with the published scripts' settings as defaults.
+
+    ``size`` and ``aspect_ratio`` (height over width) are the default schedule. ``rope``: how
+    positions of different scales relate, 2, 1 or 0. ``level``: the level embedding is added
+    ``once`` or before every ``chunk`` of blocks. ``guidance_layer``: 0 guides the logits, -k the
+    output of the k-th last block; or several of these. ``schedule``: scales of a model trained on
+    others than the published ones, such as ``1x1 2x2 4x4``; it then has no other size. The
+    publisher's own names and values are
+    taken too (:data:`PUBLISHED_NAMES`; ``level`` is 1 for once, 0 for chunk there).
+    """
+
+    size: str = "1M"
+    aspect_ratio: float = 1.0
+    rope: int = 2
+    level: str = "once"
+    guidance_layer: tuple[int, ...] = (0,)
+    schedule: Schedule | None = None
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], depth: int, default_size: str) -> InfinityOptions:
+        """Check options as :func:`stagevar_runtime.load` takes them.
+
+        Raises:
+            StagevarError: an unknown name or value.
+        """
+        unknown = given.keys() - cls.__dataclass_fields__.keys() - PUBLISHED_NAMES.keys()
+        if unknown:
+            names = ", ".join(cls.__dataclass_fields__)
+            raise StagevarError(f"infinity has no option {sorted(unknown)}, expected {names}")
+        both = [new for old, new in PUBLISHED_NAMES.items() if old in given and new in given]
+        if both:
+            raise StagevarError(f"got the option {both[0]!r} under two names, expected one of them")
+        given = {PUBLISHED_NAMES.get(name, name): value for name, value in given.items()}
+        if given.get("level") in (0, 1):
+            given["level"] = ("chunk", "once")[given["level"]]
+        layers = given.get("guidance_layer", 0)
+        layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
+        options = cls(
+            size=given.get("size", default_size),
+            aspect_ratio=given.get("aspect_ratio", 1.0),
+            rope=given.get("rope", 2),
+            level=given.get("level", "once"),
+            guidance_layer=layers,
+            schedule=_own_schedule(given["schedule"]) if given.get("schedule") else None,
+        )
+        published_schedule(options.aspect_ratio, options.size)
+        if options.rope not in INFINITY_MODES:
+            raise StagevarError(f"rope is {options.rope!r}, expected one of 0, 1, 2")
+        if options.level not in ("once", "chunk"):
+            raise StagevarError(f"level is {options.level!r}, expected 'once' or 'chunk'")
+        if not layers or not all(isinstance(i, int) and -depth < i <= 0 for i in layers):
+            raise StagevarError(
+                f"guidance_layer is {given.get('guidance_layer')!r}, expected 0 (logits) or "
+                f"-1 to {1 - depth} (the output of a block, counted from the end)"
+            )
+        return options
+
+
+def _own_schedule(text: Any) -> Schedule:
+    try:
+        schedule = parse_schedule(text)
+    except (AttributeError, ValueError):
+        schedule = ()
+    if not schedule or schedule[0] != (1, 1) or min(min(pair) for pair in schedule) < 1:
+        raise StagevarError(f"schedule is {text!r}, expected HxW of every scale, from 1x1")
+    return schedule

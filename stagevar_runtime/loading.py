@@ -1,0 +1,119 @@
+"""From a checkpoint on disk to a pipeline: ``load`` and its helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .accelerate.modes import make_fast
+from .checkpoint.reader import Checkpoint, check_finite, open_checkpoint
+from .errors import CheckpointError, StagevarError
+from .families import Family, recognise
+from .pipeline import Pipeline
+from .profile.schema import Profile
+from .text import Encode, encoder_for
+
+
+def load(
+    checkpoint: str | Path,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    profile: str | Path | Profile | None = "auto",
+    *,
+    strict: bool = False,
+    options: Mapping[str, Any] | None = None,
+    text_encoder: str | Path | Encode | None = None,
+    compile: str = "off",
+) -> Pipeline:
+    """Open a checkpoint and, unless told otherwise, the profile that belongs to it.
+
+    Args:
+        checkpoint: a file or directory in its publisher's format.
+        tokenizer: the image tokenizer's file; None looks beside the checkpoint.
+        device: None is CUDA where there is one, else the CPU.
+        dtype: None is bfloat16 on CUDA, float32 elsewhere.
+        profile: ``"auto"`` looks for one (argument, ``STAGEVAR_PROFILE``, beside the checkpoint,
+            the shipped profiles), None uses none, a path or a Profile is taken.
+        strict: refuse a profile that was measured on other weights instead of warning.
+        options: what tensors cannot tell, by the names the family lists in ``options``.
+        text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
+            function; None is the family's published encoder, fetched when first needed.
+        compile: ``off``, ``graphs``, ``auto`` or ``max``: see ``accelerate/modes.py``. The first
+            images pay for it.
+
+    Raises:
+        CheckpointError: a file cannot be read, is incomplete, or holds NaN.
+        UnsupportedModelError: no known family recognises it.
+        ProfileError: the profile is broken; ProfileMismatchError: it is another model's.
+    """
+    device = _device(device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    opened = open_checkpoint(_model_folder(Path(checkpoint)))
+    family = recognise(opened.tensors, checkpoint)
+    codes = _tokenizer(opened, family, tokenizer)
+    unknown = set(options or {}) - set(family.options)
+    if unknown:
+        raise StagevarError(
+            f"the {family.family} family has no option {sorted(unknown)}, "
+            f"expected {', '.join(family.options) or 'none'}"
+        )
+    check_finite(opened.tensors, opened.path)
+    check_finite(codes.tensors, codes.path)
+    try:
+        model = family.from_checkpoint(opened, codes, device, dtype, options or {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    encode = (
+        text_encoder
+        if callable(text_encoder) or model.info.classes
+        else encoder_for(family.family, text_encoder, device, Path(checkpoint))
+    )
+    pipeline = Pipeline(model, opened, encode if callable(encode) else None)
+    if compile != "off":
+        pipeline.fast = make_fast(model, compile)
+    pipeline.use_profile(profile, strict=strict)
+    return pipeline
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise StagevarError(f"got device {device!r}, expected cpu, cuda or cuda:NUMBER") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise StagevarError(
+            f"got device {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return found
+
+
+def _model_folder(path: Path) -> Path:
+    """``llm`` inside a published HART repository, anything else as it is."""
+    inside = path / "llm"
+    return inside if inside.is_dir() and not any(path.glob("*.safetensors")) else path
+
+
+def _tokenizer(opened: Checkpoint, family: type[Family], given: str | Path | None) -> Checkpoint:
+    """The image tokenizer's file: given, inside a training checkpoint, or beside it."""
+    if given is not None:
+        return open_checkpoint(given)
+    inside = [key for key in opened.parts if key.rpartition(".")[2] == "vae_local"]
+    if inside:
+        return replace(opened, tensors=opened.parts[inside[0]])
+    folder = opened.path if opened.path.is_dir() else opened.path.parent
+    beside = sorted(
+        {path.resolve() for pattern in family.tokenizer_patterns for path in folder.glob(pattern)}
+        - {opened.path.resolve()}
+    )
+    if len(beside) == 1:
+        return open_checkpoint(beside[0])
+    found = ", ".join(path.name for path in beside) or "none"
+    raise CheckpointError(
+        f"{opened.path}: found {found} beside it, expected one image tokenizer "
+        f"({' or '.join(family.tokenizer_patterns)}). Pass tokenizer=FILE (--tokenizer FILE)"
+    )

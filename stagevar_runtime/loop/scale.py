@@ -1,0 +1,99 @@
+"""The transformer part of one scale: embed, blocks on all tokens or on some, logits.
+
+It reads and changes a :class:`State` and nothing else, draws nothing unless a selector says so
+(``seeded``), and the host waits for nothing in it: what :mod:`.graphs` records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..model.protocol import ScaleModel, State
+from ..options.restorers import restore
+from ..options.selectors import SELECTORS, select
+from ..options.tokens import Grid, Scene, put, resize, squared_norm, take, top
+from .plan import GroupStep, ScaleStep
+
+Watch = Callable[[int, Tensor], None]  # a group's number and its input
+Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Tensor]
+
+
+def run_scale(
+    model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
+) -> Tensor:
+    """Logits ``(rows, n, V')`` of this scale; appends keys and values, keeps what ``step`` stores.
+
+    ``watch`` is called before every group of blocks with its number and input ``(rows, n, d)``.
+    """
+    x = model.embed(state, step.scale)
+    for number, group in enumerate(step.groups):
+        if watch:
+            watch(number, x)
+        entered = x
+        x = run_group(model, state, step, group, x)
+        if group.blocks.start in step.store:
+            state.features[group.blocks.start] = (step.scale, entered)
+    last = step.groups[-1].blocks.stop
+    if last in step.store:
+        state.features[last] = (step.scale, x)
+    return model.logits(state, step.scale, x)
+
+
+def run_partly_guided(
+    model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cond on all tokens, null where guidance moved the logits most at the last scale that was
+    guided whole.
+
+    Returns the cond logits and cond - null, ``(B, n, V')`` each; the latter is 0 where null did not
+    run. ``state`` goes on with cond; null, which caches the tokens it saw, with ``state.null``.
+    """
+    assert state.difference is not None
+    source, moved = state.difference
+    index = top(squared_norm(resize(moved, source.grid, step.scale.grid)), step.null_tokens)
+    if state.null is None:
+        null = state.fork()
+        model.keep(state, "cond")
+        model.keep(null, "null")
+        state.null = null
+    null = state.null
+    null.canvas, null.extra, null.narrow = state.canvas, state.extra, state.narrow
+    logits = run_scale(model, state, step, watch)
+    x = take(model.embed(null, step.scale), index)
+    x = model.run(null, step.scale, x, range(model.info.depth), index)
+    moved = take(logits, index) - model.logits(null, step.scale, x)
+    return logits, put(torch.zeros_like(logits), index, moved)
+
+
+def run_group(
+    model: ScaleModel, state: State, step: ScaleStep, group: GroupStep, x: Tensor
+) -> Tensor:
+    """One group of blocks, on all tokens or on the kept ones."""
+    tokens = group.tokens
+    if tokens is None:
+        return model.run(state, step.scale, x, group.blocks)
+    seeded = SELECTORS[tokens.select].seeded
+    scene = Scene(
+        x,
+        step.scale.grid,
+        tokens.keep,
+        state.noise.derived(step.scale.index, 1 + group.blocks.start) if seeded else (),
+        before=_stored(state, group.blocks.start),
+        after=_stored(state, group.blocks.stop),
+    )
+    kept = select(scene, tokens.select, 0 if model.info.rows_independent else state.batch)
+    y = model.run(state, step.scale, kept.x, group.blocks, kept.positions)
+    return restore(scene, kept, y, tokens.restore)
+
+
+def draws(step: ScaleStep) -> bool:
+    """Whether a selector of this scale draws random numbers."""
+    return any(group.tokens and SELECTORS[group.tokens.select].seeded for group in step.groups)
+
+
+def _stored(state: State, boundary: int) -> tuple[Tensor, Grid] | None:
+    found = state.features.get(boundary)
+    return None if found is None else (found[1], found[0].grid)

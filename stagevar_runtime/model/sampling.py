@@ -1,0 +1,200 @@
+"""How token ids are drawn: temperature, top-k, top-p, and where the random numbers come from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ..errors import StagevarError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one generation.
+
+    ``guidance`` is the guidance scale in the family's own published sense (VAR: the end of a ramp
+    from 0; Infinity: the same at every scale), or one a scale. ``top_k`` 0 and ``top_p`` 0 or 1
+    switch them off; ``top_k`` may differ from scale to scale. ``smooth_from``: the first scale
+    whose codes are mixed by a Gumbel softmax instead of drawn (None: never; not where guidance was
+    dropped). ``guidance_off_from``: the first scale that runs the cond branch alone as published
+    (None: never), with ``temperature_off`` (None: as elsewhere).
+    """
+
+    guidance: float | tuple[float, ...] = 1.0
+    temperature: float = 1.0
+    top_k: int | tuple[int, ...] = 0
+    top_p: float = 0.0
+    smooth_from: int | None = None
+    guidance_off_from: int | None = None
+    temperature_off: float | None = None
+
+    def __post_init__(self) -> None:
+        for temperature in (self.temperature, self.temperature_off):
+            if temperature is not None and temperature <= 0:
+                raise StagevarError(f"temperature is {temperature}, expected above 0")
+        if not 0 <= self.top_p <= 1:
+            raise StagevarError(f"top_p is {self.top_p}, expected 0 to 1")
+        if min(self.top_k if isinstance(self.top_k, tuple) else (self.top_k,), default=0) < 0:
+            raise StagevarError(f"top_k is {self.top_k}, expected 0 or more")
+
+    def top_k_at(self, scale: int) -> int:
+        """``top_k`` of one scale."""
+        if isinstance(self.top_k, int):
+            return self.top_k
+        if scale >= len(self.top_k):
+            raise StagevarError(f"got {len(self.top_k)} values of top_k, none for scale {scale}")
+        return self.top_k[scale]
+
+
+class Noise:
+    """Random numbers of one generation, never from the global state.
+
+    ``seed=7``: one generator for the whole batch, drawn from scale after scale as the publishers
+    do. ``seed=[7, 8, 9]``: every image has its own, started afresh at each scale, so image i of a
+    batch equals image i alone, and two generations that differ in an option draw the same numbers
+    for the same token (coupled noise).
+    """
+
+    def __init__(self, seed: int | Sequence[int], batch: int, device: torch.device) -> None:
+        self.batch, self.device = batch, device
+        self.own = not isinstance(seed, int)
+        self.seeds = (
+            [seed + i for i in range(batch)] if isinstance(seed, int) else [*map(int, seed)]
+        )
+        if len(self.seeds) != batch:
+            raise StagevarError(f"got {len(self.seeds)} seeds for {batch} images")
+        self.shared = torch.Generator(device)
+        self.shared.manual_seed(self.seeds[0] if batch else 0)
+
+    def fork(self) -> Noise:
+        """The same numbers from here on, drawn independently."""
+        twin = copy.copy(self)
+        twin.shared = torch.Generator(self.device)
+        twin.shared.set_state(self.shared.get_state())
+        return twin
+
+    def derived(self, *key: int) -> list[torch.Generator]:
+        """A fresh generator an image for this key (scale, purpose, ...)."""
+        return [torch.Generator(self.device).manual_seed(_mix(seed, key)) for seed in self.seeds]
+
+    def multinomial(self, probabilities: Tensor, scale: int) -> Tensor:
+        """Draw one index a row of ``(B, n, V)``; returns ``(B, n)``."""
+        batch, n, size = probabilities.shape
+        if not self.own:
+            flat = probabilities.reshape(-1, size)
+            return pick(flat, self.shared).view(batch, n)
+        drawn = [pick(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
+        return torch.stack(drawn).view(batch, n)
+
+    def exponential(self, like: Tensor, scale: int) -> Tensor:
+        """Standard exponential numbers in the shape of ``like`` ``(B, n, V)``."""
+        if not self.own:
+            return torch.empty_like(like).exponential_(generator=self.shared)
+        drawn = [
+            torch.empty_like(image).exponential_(generator=g)
+            for image, g in zip(like, self.derived(scale, 0), strict=True)
+        ]
+        return torch.stack(drawn)
+
+    def normal(
+        self, scale: int, tokens: int, branches: int = 1, shared_start: bool = False
+    ) -> Callable[[int], Tensor]:
+        """A source of normal numbers: each call with a width gives ``(B · tokens, width)``.
+
+        It has generators of its own. With one seed it draws as HART's publisher does from a
+        generator of this seed: for both branches, though one is used; with ``shared_start`` the
+        first call for one.
+        """
+        if self.own:
+            own = self.derived(scale, 0, 1)
+            return lambda width: torch.cat(
+                [torch.randn(tokens, width, generator=g, device=self.device) for g in own]
+            )
+        generator = torch.Generator(self.device).manual_seed(self.seeds[0])
+        rows, calls = self.batch * tokens, count()
+
+        def drawn(width: int) -> Tensor:
+            both = 1 if shared_start and next(calls) == 0 else branches
+            return torch.randn(both * rows, width, generator=generator, device=self.device)[:rows]
+
+        return drawn
+
+
+def pick(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One index a row of ``(rows, V)``, as ``torch.multinomial`` draws it; returns ``(rows, 1)``.
+
+    On a GPU it checks its input, and the host waits for the answer: there we run the same race of
+    exponential clocks without the check. The numbers drawn and the winners are the same.
+    """
+    if probabilities.device.type == "cpu":
+        return torch.multinomial(probabilities, 1, True, generator=generator)
+    return race(probabilities, generator)
+
+
+def race(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """The index whose clock ``Exp(1) / p`` rings first, in every row; returns ``(rows, 1)``."""
+    clocks = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / clocks).argmax(-1, keepdim=True)
+
+
+def _mix(seed: int, key: tuple[int, ...]) -> int:
+    """One 63-bit seed from several numbers: near inputs must not give near streams."""
+    mixed = seed & 0xFFFFFFFFFFFFFFFF
+    for part in (*key, len(key)):  # the splitmix64 finaliser
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def mask_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set what top-k and top-p exclude to -inf, as the published samplers do.
+
+    ``logits`` ``(B, n, V)``. Ties with the k-th value stay; top-p removes the least likely tokens
+    while their cumulated probability is at most 1 - p. Source: VAR ``models/helpers.py``.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        ascending = logits.topk(top_k, dim=-1, sorted=False).values.sort(dim=-1).values
+        least = ascending[..., :1]
+        if 0 < top_p < 1:  # only the k best can stay: no sort of the whole vocabulary
+            drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+            first = drop.sum(-1, keepdim=True).clamp_max(top_k - 1)
+            least = ascending.gather(-1, first)
+        return logits.masked_fill(logits < least, -torch.inf)
+    if 0 < top_p < 1:
+        ascending, order = logits.sort(dim=-1)
+        drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(torch.empty_like(drop).scatter_(-1, order, drop), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, sampling: Sampling, noise: Noise, scale: int, bits: int = 0) -> Tensor:
+    """Token ids ``(B, n)`` from guided, tempered logits ``(B, n, V)``.
+
+    With ``bits``, logits are ``(B, n, 2 · bits)``, a pair a bit, and ids ``(B, n, bits)`` of 0, 1.
+    """
+    batch, n = logits.shape[:2]
+    if bits:
+        logits = logits.reshape(batch, n * bits, 2)
+    masked = mask_logits(logits, sampling.top_k_at(scale), sampling.top_p)
+    ids = noise.multinomial(masked.softmax(-1), scale)
+    return ids.view(batch, n, bits) if bits else ids
+
+
+def mix(logits: Tensor, noise: Noise, scale: int, ratio: float) -> Tensor:
+    """Weights ``(B, n, V)`` over the codes: a Gumbel softmax that hardens scale by scale.
+
+    ``ratio`` is how far the generation is, k/(K-1). Source: VAR ``models/var.py``, ``more_smooth``
+    (after MaskGIT).
+    """
+    temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
+    logits = logits * (1 + ratio)
+    gumbel = noise.exponential(logits, scale).log().neg()
+    return ((logits + gumbel) / temperature).softmax(-1)

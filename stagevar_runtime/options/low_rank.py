@@ -1,0 +1,226 @@
+"""Feature reduction: linear layers see r of d directions of what enters them; all tokens run.
+
+A layer ``xW + b`` becomes ``(xP)(PᵀW) + b + (m - PPᵀm)W`` with orthonormal P ``(d, r)`` and the
+mean input m: x is taken apart into its r directions around m, and what lies outside them is
+dropped. PᵀW and the bias are made once, so a token costs r·(d + d_out) products instead of d·d_out.
+P is ``pca`` (measured by the probe, in a file beside the profile) or ``random`` (seeded, m = 0).
+METHODS section 2.
+
+:class:`Features` belongs to a model and says which layers it has; a family gives them to its blocks
+as ``state.narrow``, by block and layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ProfileError, ProfileMismatchError
+from ..kernels.linear import Narrow, Narrowed, pack_like
+
+Basis = Literal["pca", "random"]
+Place = tuple[int, int, str]  # scale, group, layer
+KIND = "stagevar-bases-1"
+
+
+def bases_path(profile: Path) -> Path:
+    """``model.stagevar.safetensors`` beside ``model.stagevar.yaml``; never a checkpoint's name."""
+    stem = profile.stem if profile.stem.split(".")[-1] == "stagevar" else f"{profile.stem}.stagevar"
+    return profile.with_name(f"{stem}.safetensors")
+
+
+class Layer(NamedTuple):
+    """A linear layer of a block. ``module``: what it reads is this module's first argument."""
+
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class FeatureStep:
+    """Run ``layers`` through ``rank`` directions."""
+
+    rank: int
+    basis: Basis
+    seed: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Measured directions by scale, group and layer.
+
+    ``vectors[place]`` ``(d, r)`` orthonormal, most energy first; ``means[place]``: the mean input
+    of each block of the group, ``(blocks, d)``. Both float32 on the CPU.
+    """
+
+    vectors: Mapping[Place, Tensor]
+    means: Mapping[Place, Tensor]
+
+    def holds(self, place: Place, rank: int) -> bool:
+        """Whether ``rank`` directions were measured there."""
+        return place in self.vectors and self.vectors[place].shape[1] >= rank
+
+    def cut(self, ranks: Mapping[int, int]) -> Bases:
+        """What plans need that take ``ranks[scale]`` directions at most."""
+        kept = [place for place in self.vectors if place[0] in ranks]
+        return Bases(
+            {p: self.vectors[p][:, : ranks[p[0]]] for p in kept}, {p: self.means[p] for p in kept}
+        )
+
+    def dump(self, weights: str) -> bytes:
+        """The content of a file, in half precision; ``weights``: the hash of what it is made of."""
+        from safetensors.torch import save
+
+        tensors = {}
+        for place, vectors in self.vectors.items():
+            name = ".".join(map(str, place))
+            tensors[f"{name}.vectors"] = vectors.half().contiguous()
+            tensors[f"{name}.means"] = self.means[place].half().contiguous()
+        return save(tensors, {"kind": KIND, "weights": weights})
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str) -> Bases:
+        """Read a file, made orthonormal again in float32.
+
+        Raises:
+            ProfileError: it is not such a file; ProfileMismatchError: it was made of other weights.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ProfileError(
+                f"{path}: cannot be read as the bases of a profile ({error})"
+            ) from error
+        if metadata.get("kind") != KIND:
+            raise ProfileError(f"{path}: kind is {metadata.get('kind')!r}, expected {KIND!r}")
+        if metadata.get("weights") != weights:
+            found = str(metadata.get("weights"))
+            raise ProfileMismatchError(
+                f"{path}: was measured on weights {found[:15]}, the model has {weights[:15]}. "
+                "Recalibrate with stagevar-probe calibrate",
+                field="weights",
+                expected=weights,
+                found=found,
+            )
+        vectors, means = {}, {}
+        try:
+            for name in sorted(name for name in tensors if name.endswith(".vectors")):
+                scale, group, layer, _ = name.split(".")
+                place = int(scale), int(group), layer
+                vectors[place] = torch.linalg.qr(tensors[name]).Q
+                means[place] = tensors[name.replace(".vectors", ".means")]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ProfileError(f"{path}: damaged bases at {name} ({error})") from error
+        return cls(vectors, means)
+
+
+class Features:
+    """The layers of a model that can be narrowed, and what was made of them so far.
+
+    ``layers``: those of every block; the same names and widths in each.
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, Layer]], groups: Sequence[range]) -> None:
+        self.layers, self.groups = layers, groups
+        self.bases: tuple[Bases, ...] = ()
+        self._made: dict[tuple[FeatureStep, int], dict[int, Narrowed]] = {}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How wide the output of each layer is."""
+        return {name: layer.weight.shape[0] for name, layer in self.layers[0].items()}
+
+    def use(self, *bases: Bases) -> None:
+        """Take measured bases from these, the first that holds enough; forget what was made."""
+        self.bases = bases
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was made: it is made again when asked for."""
+        self._made.clear()
+
+    def at(self, scale: int, step: FeatureStep) -> Mapping[int, Narrowed]:
+        """What stands in for the layers of every block; made at the first call, then kept.
+
+        Raises:
+            ProfileError: a measured basis is missing.
+        """
+        key = step, scale if step.basis == "pca" else -1
+        if key not in self._made:
+            with torch.inference_mode(False), torch.no_grad():
+                self._made[key] = dict(self._make(scale, step))
+        return self._made[key]
+
+    def _make(self, scale: int, step: FeatureStep) -> Iterator[tuple[int, Narrowed]]:
+        width = next(iter(self.layers[0].values())).weight.shape[1]
+        for group, blocks in enumerate(self.groups):
+            drawn = None
+            if step.basis == "random":
+                drawn = random_vectors(width, step.rank, step.seed * len(self.groups) + group)
+            for i in blocks:
+                made = {}
+                for name in step.layers:
+                    vectors, mean = drawn, None
+                    if vectors is None:
+                        bases, place = self._measured((scale, group, name), step.rank)
+                        vectors = bases.vectors[place][:, : step.rank]
+                        mean = bases.means[place][i - blocks.start]
+                    made[name] = narrow(self.layers[i][name], vectors, mean)
+                yield i, made
+
+    def _measured(self, place: Place, rank: int) -> tuple[Bases, Place]:
+        for bases in self.bases:
+            if bases.holds(place, rank):
+                return bases, place
+        scale, group, name = place
+        raise ProfileError(
+            f"scale {scale} asks for {rank} measured directions of what enters {name} in group "
+            f"{group}, but no such basis is there. Keep the .safetensors file beside the profile, "
+            "recalibrate, or use basis: random"
+        )
+
+
+def narrow(layer: Layer, vectors: Tensor, mean: Tensor | None) -> Narrow:
+    """A layer through orthonormal ``vectors`` ``(d, r)`` around ``mean`` ``(d,)`` (None: 0)."""
+    weight = layer.weight.detach()
+    p, wide = vectors.to(weight.device), weight.float()
+    bias = None if layer.bias is None else layer.bias.float()
+    if mean is not None:
+        mean = mean.to(weight.device)
+        outside = wide @ (mean - p @ (p.T @ mean))
+        bias = outside if bias is None else bias + outside
+    down, up = p.T.contiguous().to(weight.dtype), (wide @ p).to(weight.dtype)
+    return Narrow(
+        pack_like(down, weight),
+        pack_like(up, weight),
+        None if bias is None else bias.to(weight.dtype),
+    )
+
+
+def random_vectors(width: int, rank: int, seed: int) -> Tensor:
+    """Orthonormal ``(width, rank)``, uniform among all such; the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(width, rank, generator=generator)).Q
+
+
+def narrowed(model: object, scale: int, step: FeatureStep | None) -> Mapping[int, Narrowed]:
+    """What the blocks of ``model`` use at this scale; empty: their own layers."""
+    return {} if step is None else features_of(model).at(scale, step)
+
+
+def features_of(model: object) -> Features:
+    """Those of a model whose info names layers: no plan asks others for them."""
+    features = getattr(model, "features", None)
+    assert isinstance(features, Features), "this family has no features"
+    return features

@@ -1,0 +1,347 @@
+"""What a profile may say: the pydantic models behind its YAML, checked at the file boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..errors import ProfileError
+from ..options.restorers import RESTORERS
+from ..options.selectors import SELECTORS
+
+Layout = Literal["block", "line", "terse"]
+Guidance = Literal["full", "cond", "null", "delta"]
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"got {list(interval)}, expected the lower end first")
+    return interval
+
+
+def _named(registry: Mapping[str, object]) -> AfterValidator:
+    """Accepts the name of something registered: by us, or since."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise PydanticCustomError("unregistered", f"Input should be {_listed(registry)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _enum(registry: Mapping[str, object]) -> Any:
+    return Field(json_schema_extra={"enum": [*registry]})
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+ScaleInterval = Annotated[tuple[NonNegativeInt, NonNegativeInt], AfterValidator(_ordered)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
+Hash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Schedule = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+SelectorName = Annotated[str, _named(SELECTORS), _enum(SELECTORS)]
+RestorerName = Annotated[str, _named(RESTORERS), _enum(RESTORERS)]
+PerBatch = NonNegativeFloat | tuple[NonNegativeFloat, ...]
+
+
+class Model(BaseModel):
+    """Base of all: unknown keys, NaN and later changes are refused. ``layout`` is for the dump."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    layout: ClassVar[Layout] = "line"  # terse: one line, defaults left out
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        unknown = [k for k in data if k not in cls.model_fields] if isinstance(data, dict) else []
+        if unknown:
+            names = ", ".join(cls.model_fields)
+            raise ValueError(f"got the unknown key {str(unknown[0])!r}, expected {names}")
+        return data
+
+
+class TokenOption(Model):
+    """Run a scale on part of its tokens. ``keep``: the ratio, one for all spans or one each.
+
+    ``select`` ranks the tokens, ``restore`` fills in the others; ``span`` says whether that is
+    done around every group of blocks, around every block, or once around all of them.
+    """
+
+    layout = "terse"
+    keep: Ratio | Ratios
+    select: SelectorName
+    restore: RestorerName
+    span: Literal["group", "block", "all"] = "group"
+
+    @model_validator(mode="after")
+    def _one_ratio(self) -> TokenOption:
+        if self.span == "all" and isinstance(self.keep, tuple) and len(self.keep) > 1:
+            raise ValueError(f"got {len(self.keep)} ratios in keep, expected one with span: all")
+        return self
+
+
+class FeatureOption(Model):
+    """Run the linear layers of a scale through ``rank`` directions of what enters them.
+
+    ``basis``: ``pca`` was measured and lies beside the profile, ``random`` is drawn from ``seed``.
+    ``layers`` by name; None: those that become cheaper.
+    """
+
+    layout = "terse"
+    rank: PositiveInt
+    basis: Literal["pca", "random"]
+    seed: NonNegativeInt = 0
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _seed_of_random(self) -> FeatureOption:
+        if self.seed and self.basis != "random":
+            raise ValueError(f"got seed {self.seed} with basis {self.basis}, expected it measured")
+        return self
+
+
+class PlanStep(Model):
+    """What changes at one scale. ``guidance`` None: as at the scale before; the others are for
+    this scale alone, None being the exact path's.
+
+    ``guidance``: ``full`` runs both branches, ``cond`` and ``null`` one alone, ``delta`` cond with
+    the last guided scale's difference to null. ``guidance_scale`` is the textbook strength w of
+    ``w·cond + (1 - w)·null``; 1 is off. ``null_keep``: the share of the tokens that are guided, and
+    so run in the null branch; from then on a scale without it runs cond alone.
+    """
+
+    layout = "terse"
+    scale: NonNegativeInt
+    run: Literal["full", "skip"] = "full"
+    guidance: Guidance | None = None
+    guidance_scale: float | None = None
+    null_keep: Ratio | None = None
+    temperature: PositiveFloat | None = None
+    tokens: TokenOption | None = None
+    features: FeatureOption | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PlanStep:
+        names = [name for name in type(self).model_fields if name not in ("scale", "run")]
+        given = [name for name in names if getattr(self, name) is not None]
+        if self.run == "skip" and given:
+            raise ValueError(
+                f"got {', '.join(given)} at skipped scale {self.scale}, expected run: skip alone"
+            )
+        return self
+
+
+class Expected(Model):
+    """Held-out figures of a plan against the exact path. Lists: one value for each of ``batch``.
+
+    ``loss`` is in the units of ``metric``; ``loop`` leaves out text encoding and decoding.
+    """
+
+    metric: str | None = None
+    loss: float | None = None
+    loss_ci95: Interval | None = None
+    speedup_loop: PerBatch | None = None
+    speedup_total: PerBatch | None = None
+    ms_loop: PerBatch | None = None
+    ms_total: PerBatch | None = None
+    batch: PositiveInt | tuple[PositiveInt, ...] | None = None
+    images: PositiveInt | None = None
+
+
+class Plan(Model):
+    """What to do at which scale; scales that no step names run in full, with the rows left."""
+
+    layout = "block"
+    steps: tuple[PlanStep, ...]
+    expected: Expected | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Plan:
+        scales = [step.scale for step in self.steps]
+        for before, after in pairwise(scales):
+            if after <= before:
+                raise ValueError(f"got scale {after} after {before}, expected increasing scales")
+        branch = "full"
+        for step in self.steps:
+            branch = step.guidance or branch
+            if step.guidance_scale is not None and branch in ("cond", "null"):
+                raise ValueError(
+                    f"got a guidance_scale at scale {step.scale}, expected none where guidance "
+                    f"is {branch}: one branch alone has no strength"
+                )
+        return self
+
+
+class Estimate(Model):
+    """A measured value and, when there is one, its 95 % interval."""
+
+    value: float
+    ci95: Interval | None = None
+
+
+class Boundary(Model):
+    """The first scale of a stage, its 95 % interval in scales, and what says so."""
+
+    scale: NonNegativeInt
+    ci95: ScaleInterval | None = None
+    evidence: str | None = None
+
+
+class Stages(Model):
+    """Where structure and refinement begin; before structure lies the semantic stage."""
+
+    layout = "block"
+    structure: Boundary | None = None
+    refinement: Boundary | None = None
+
+
+class Target(Model):
+    """What was asked of the solver (``max_loss`` in the units of ``metric``), and if it is met.
+
+    With ``min_speedup`` or ``max_ms`` (end to end, the latter an image) the speed was asked for.
+    """
+
+    metric: str
+    max_loss: float
+    min_speedup: PositiveFloat | None = None
+    max_ms: PositiveFloat | None = None
+    satisfied: bool
+
+
+class CreatedBy(Model):
+    """The tool that wrote the profile; ``at`` is ISO 8601."""
+
+    tool: str
+    version: str
+    at: str | None = None
+
+
+class PromptSet(Model):
+    """The prompts or labels measured on: their number, and how many more were held out."""
+
+    name: str
+    sha256: str | None = None
+    count: NonNegativeInt
+    held_out: NonNegativeInt = 0
+
+
+class SamplingSettings(Model):
+    """Temperature and cut-offs during calibration; 0 switches a cut-off off, None: unknown."""
+
+    temperature: PositiveFloat | None = None
+    top_k: NonNegativeInt | tuple[NonNegativeInt, ...] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Calibration(Model):
+    """The conditions of the measurements. ``guidance`` in the family's own published sense.
+
+    ``features``: what distribution and semantic likeness were seen through; ``likeness``: what
+    structure was compared by.
+    """
+
+    layout = "block"
+    prompts: PromptSet
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    dtype: str
+    guidance: float | tuple[float, ...]
+    sampling: SamplingSettings = SamplingSettings()
+    hardware: dict[str, str | int | float | bool] = {}
+    features: str | None = None
+    likeness: str | None = None
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Guidance and sampling by the names of :class:`~..model.sampling.Sampling`."""
+        return {"guidance": self.guidance, **dict(self.sampling)}
+
+
+class ModelRef(Model):
+    """The model a profile is for. ``schedules``: ``[height, width]`` of every scale, by size."""
+
+    layout = "block"
+    family: str
+    architecture: Hash
+    weights: Hash | None = None
+    schedules: Annotated[dict[str, Schedule], Field(min_length=1)]
+
+
+class ScaleMeasurement(Model):
+    """What was measured at one scale.
+
+    Ranks hold one value a group of blocks: ``rank_pca`` and ``rank_svd`` as a fraction of the
+    tokens (energy 0.96), ``effective_rank`` and ``stable_rank`` as numbers of directions.
+    ``ms`` is one exact pass of this scale.
+    """
+
+    scale: NonNegativeInt
+    tokens: PositiveInt
+    cfg_sensitivity: Estimate | None = None
+    cfg_effect: Estimate | None = None
+    rank_pca: tuple[float, ...] | None = None
+    rank_svd: tuple[float, ...] | None = None
+    effective_rank: tuple[float, ...] | None = None
+    stable_rank: tuple[float, ...] | None = None
+    ms: Estimate | None = None
+
+
+class Profile(Model):
+    """A model's acceleration profile. ``published`` figures come from a paper, not from us."""
+
+    layout = "block"
+    schema_version: Literal[1] = 1
+    kind: Literal["stagevar-profile"] = "stagevar-profile"
+    created_by: CreatedBy
+    model: ModelRef
+    provenance: Literal["measured", "published"]
+    calibration: Calibration | None = None
+    stages: Stages | None = None
+    target: Target | None = None
+    default_plan: str = "balanced"
+    plans: dict[str, Plan] = {}
+    measurements: tuple[ScaleMeasurement, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Profile:
+        if self.provenance == "measured" and self.model.weights is None:
+            raise ValueError("got no model.weights, expected their hash in a measured profile")
+        if self.plans and self.default_plan not in self.plans:
+            raise ValueError(
+                f"got default_plan {self.default_plan!r}, expected one of {', '.join(self.plans)}"
+            )
+        count = max(len(schedule) for schedule in self.model.schedules.values())
+        rows = [
+            (f"plan {name!r}", step.scale) for name, p in self.plans.items() for step in p.steps
+        ]
+        for where, scale in [*rows, *(("measurements", m.scale) for m in self.measurements)]:
+            if scale >= count:
+                raise ValueError(f"got scale {scale} in {where}, expected 0 to {count - 1}")
+        return self
+
+    def plan(self, name: str | None = None) -> Plan:
+        """The plan of this name (None: the default). Raises ProfileError listing the names."""
+        name = self.default_plan if name is None else name
+        if name not in self.plans:
+            names = ", ".join(map(repr, self.plans)) or "no plan at all"
+            raise ProfileError(f"profile has no plan {name!r}, it has {names}. Name one of these")
+        return self.plans[name]

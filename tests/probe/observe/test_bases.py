@@ -1,0 +1,277 @@
+"""The directions are those of what enters the layers.
+
+pytest tests/probe/observe/test_bases.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import prompts, tiny_infinity, write_tiny
+
+from stagevar_probe.calibrate.job import Calibration, Outputs, Settings
+from stagevar_probe.commands import measured as measured_commands
+from stagevar_probe.datasets.inputs import Inputs, balanced_labels
+from stagevar_probe.measure.costs import cost_plans, measure_costs
+from stagevar_probe.measure.flops import scale_flops
+from stagevar_probe.measure.interventions import Arm, Menu, default_arms, default_menu, run_chunk
+from stagevar_probe.measure.measurements import load_measurements
+from stagevar_probe.metrics.quality import Likeness
+from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks, without_bases
+from stagevar_probe.solve.build import problem_from, steps_of
+from stagevar_probe.solve.milp import solve
+from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.families.var import VAR
+from stagevar_runtime.loading import load
+from stagevar_runtime.loop.engine import generate, replay
+from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.model.protocol import ScaleSpec
+from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.options.low_rank import Bases, bases_path
+from stagevar_runtime.pipeline import Pipeline
+from stagevar_runtime.profile import FeatureOption, PlanStep, load_profile
+
+SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
+INPUTS = Inputs("six", (0, 3, 1, 2, 4, 0), (11, 12, 13, 14, 15, 16))
+
+
+def entering(model: Any, inputs: Inputs, scale: int) -> dict[tuple[int, str], torch.Tensor]:
+    """What enters every layer of every block at a scale, by hand: hooks on the whole batch."""
+    seen: dict[tuple[int, str], list[torch.Tensor]] = {}
+    handles = [
+        layer.module.register_forward_pre_hook(
+            lambda module, args, at=(i, name): seen.setdefault(at, []).append(args[0].clone())
+        )
+        for i, layers in enumerate(model.features.layers)
+        for name, layer in layers.items()
+    ]
+    generate(model, inputs.condition(model), None, SAMPLING, list(inputs.seeds))
+    for handle in handles:
+        handle.remove()
+    return {at: values[scale].flatten(0, 1).double() for at, values in seen.items()}
+
+
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_directions_are_the_principal_components(tiny_var: VAR, family: str) -> None:
+    model: Any = tiny_var
+    inputs = INPUTS
+    if family == "infinity":
+        model = tiny_infinity()
+        texts = prompts((3, 5, 2, 4, 6, 3))
+        inputs = replace(
+            INPUTS,
+            items=tuple("012345"),
+            encode=lambda items: model.condition(
+                text=texts["text"][[int(i) for i in items]],
+                mask=texts["mask"][[int(i) for i in items]],
+            ),
+        )
+    bases = measure_bases(model, inputs, SAMPLING, {3: 8}, batch=4)
+    width, names = model.info.width, [*model.info.layers]
+    assert bases.vectors.keys() == {(3, g, n) for g in range(len(model.info.groups)) for n in names}
+    seen = entering(model, inputs, 3)
+    for group, blocks in enumerate(model.info.groups):
+        for name in names:
+            vectors, means = bases.vectors[3, group, name], bases.means[3, group, name]
+            assert (vectors.shape, means.shape) == ((width, 8), (len(blocks), width))
+            parts = [seen[i, name] for i in blocks]
+            want = torch.stack([part.mean(0) for part in parts])
+            torch.testing.assert_close(means.double(), want, atol=1e-4, rtol=0)
+            centred = torch.cat([part - part.mean(0) for part in parts])
+            best = torch.linalg.svdvals(centred)[:8].square().sum()
+            held = (centred @ vectors.double()).square().sum()
+            assert held == pytest.approx(float(best), rel=1e-4)
+
+
+def test_measured_directions_beat_random_ones(tiny_var: VAR) -> None:
+    """Of the same rank; and more of them are closer to exact."""
+    tiny_var.features.use(measure_bases(tiny_var, INPUTS, SAMPLING, {3: 32}, 6))
+    conditioning = INPUTS.condition(tiny_var)
+    ids = generate(tiny_var, conditioning, None, SAMPLING, list(INPUTS.seeds)).ids
+    exact = replay(tiny_var, conditioning, ids, sampling=SAMPLING).logits[3]
+
+    def error(basis: str, rank: int) -> float:
+        option = FeatureOption(rank=rank, basis=basis, layers=("qkv", "proj", "fc1"))
+        steps = [PlanStep(scale=3, features=option)]
+        plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), SAMPLING)
+        got = replay(tiny_var, conditioning, ids, plan, sampling=SAMPLING).logits[3]
+        return float((got - exact).square().mean())
+
+    assert error("pca", 32) < error("pca", 8) and error("pca", 32) < 0.5 * error("random", 32)
+
+
+def test_nothing_seen_is_an_error(tiny_var: VAR) -> None:
+    with pytest.raises(CalibrationError, match="nothing entered a layer at scale 9"):
+        measure_bases(tiny_var, INPUTS, SAMPLING, {9: 4}, 6)
+    assert not tiny_var.transformer.blocks[0].attn._forward_pre_hooks  # taken away again
+
+
+def test_menu_has_features_where_the_family_has_them(tiny_var: VAR) -> None:
+    menu = default_menu(tiny_var.info, SAMPLING)
+    assert menu.features == {f"pca {r}": FeatureOption(rank=r, basis="pca") for r in (32, 16)}
+    arms = [arm for arm in default_arms(menu, tiny_var.scales()) if arm.features]
+    assert [(arm.scale, arm.features) for arm in arms] == [
+        *((2, "pca 32"), (2, "pca 16"), (3, "pca 32"), (3, "pca 16"))
+    ]
+    assert measured_ranks(menu.steps(arm, 4) for arm in arms) == {2: 32, 3: 32}
+    assert not default_menu(replace(tiny_var.info, layers={}), SAMPLING).features
+
+
+def test_an_arm_is_its_plan_run_whole(tiny_var: VAR) -> None:
+    tiny_var.features.use(measure_bases(tiny_var, INPUTS, SAMPLING, {2: 16, 3: 16}, 6))
+    menu = Menu({"published": None}, {}, {}, {"pca": FeatureOption(rank=16, basis="pca")})
+    arms = [Arm(f"pca at {k}", k, features="pca") for k in (2, 3)]
+    seen: dict[str, torch.Tensor] = {}
+    run_chunk(tiny_var, INPUTS, menu, arms, SAMPLING, seen.__setitem__)
+    for arm in arms:
+        plan = compile_plan(menu.steps(arm, 4), tiny_var.info, tiny_var.scales(), SAMPLING)
+        conditioning = INPUTS.condition(tiny_var)
+        whole = generate(tiny_var, conditioning, plan, SAMPLING, list(INPUTS.seeds)).images
+        torch.testing.assert_close(seen[arm.name], whole, atol=1e-5, rtol=0)
+        assert not torch.equal(whole, seen["exact"])
+
+
+def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
+    """Generations an image, as calibrate counts them, on a published schedule: under 60."""
+    d = 1024
+    info = replace(tiny_var.info, width=d, depth=16, layers={"qkv": 3 * d, "proj": d, "fc1": 4 * d})
+    info = replace(info, groups=tuple(range(i, i + 4) for i in range(0, 16, 4)))
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    scales = tuple(ScaleSpec(k, s, s, s * s) for k, s in enumerate(sides))
+    menu = default_menu(info, SAMPLING)
+    whole = sum(scale_flops(info, compile_plan((), info, scales, SAMPLING)))
+    work = {True: float(len(menu.schedules)), False: float(len(menu.schedules))}
+    for arm in (arm for arm in default_arms(menu, scales) if arm.scale):
+        plan = compile_plan(menu.steps(arm, len(scales)), info, scales, SAMPLING)
+        spent = sum(scale_flops(info, plan)[arm.scale :]) / whole
+        work[True] += spent
+        work[False] += 0 if arm.features else spent
+    assert work[True] + 1 < 60 and work[True] + 1 < work[False] + 5
+
+
+def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
+    tiny_var.features.use()
+    menu = default_menu(tiny_var.info, SAMPLING, tiny_var.scales())
+    inputs, options = tiny_var.condition(labels=[0, 1]), {**menu.tokens, **menu.features}
+    costs = measure_costs(tiny_var, inputs, SAMPLING, menu.options, 1)
+    cells = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in options}
+    cells |= {(k, 2, name) for name, part in menu.parts.items() for k in part}
+    assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()
+    one = {"pca": FeatureOption(rank=4, basis="pca")}
+    for _, name, plan in cost_plans(tiny_var, SAMPLING, one):
+        narrow = [step.features is not None for step in plan]
+        assert narrow == [name == "pca" and k > 0 for k in range(4)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return load(write_tiny(tmp_path_factory.mktemp("bases")), device="cpu", profile=None)
+
+
+def job_in(folder: Path, pipeline: Pipeline) -> Calibration:
+    model = pipeline.model
+    return Calibration(
+        pipeline,
+        balanced_labels(model, 6, seed=0),
+        balanced_labels(model, 4, seed=0, held_out=True),
+        pipeline.sampling(),
+        Likeness(),
+        Settings(max_loss=0.1, batch=2, rank_images=3, repeats=1, quiet=True),
+        Outputs.beside(folder / "m.pth"),
+    )
+
+
+@pytest.fixture
+def with_features(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A calibration whose plans all narrow the last scale to 16 measured directions."""
+    steps = (PlanStep(scale=3, features=FeatureOption(rank=16, basis="pca")),)
+
+    def race(job: Calibration, measured: Any) -> Any:
+        figures = job._validate({"balanced": steps}, job.held_out, "held out", "final")
+        return {"balanced": steps}, figures, []
+
+    monkeypatch.setattr(Calibration, "_race", race)
+    monkeypatch.setattr(Calibration, "_report", lambda job, m, p: None)
+    job_in(tmp_path, pipeline).run()
+    return tmp_path
+
+
+def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pipeline) -> None:
+    path = with_features / "m.stagevar.safetensors"
+    bases = Bases.load(path, pipeline.fingerprint.weights)
+    assert {place[0] for place in bases.vectors} == {3}
+    assert {vectors.shape for vectors in bases.vectors.values()} == {(64, 16)}
+    pipeline.model.features.use()  # type: ignore[attr-defined]
+    pipeline.use_profile(with_features / "m.stagevar.yaml")
+    assert "features 16 pca in qkv proj fc1" in str(pipeline.summary())
+    measured = load_measurements(with_features / "m.stagevar.measurements.json")
+    assert {"pca 32 at 3", "pca 16 at 2"} <= measured.smooth.keys()
+    assert (3, 2, "pca 16") in measured.costs.ms  # type: ignore[union-attr]
+    model = pipeline.model
+    assert measured.menu == default_menu(model.info, pipeline.sampling(), model.scales())
+
+
+def test_a_calibration_without_such_plans_leaves_no_file(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.stagevar.safetensors").write_text("of an earlier profile")
+    job = job_in(tmp_path, pipeline)
+
+    def race(job: Calibration, measured: Any) -> Any:
+        return {"balanced": ()}, job._validate({"balanced": ()}, job.held_out, "x", "final"), []
+
+    monkeypatch.setattr(Calibration, "_race", race)
+    monkeypatch.setattr(Calibration, "_report", lambda job, m, p: None)
+    job.run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.stagevar.measurements.json",
+        "m.stagevar.yaml",
+    ]
+
+
+def test_work_counts_the_measuring_of_directions(tmp_path: Path, pipeline: Pipeline) -> None:
+    job = job_in(tmp_path, pipeline)
+    with_them = job.work()["generations"]
+    job.ranks = {}
+    assert with_them - job.work()["generations"] == pytest.approx(min(1, BASIS_IMAGES / 6))
+
+
+def test_solve_chooses_only_what_is_at_hand(
+    with_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_features / "m.stagevar.measurements.json"
+    measured = load_measurements(path)
+    bases = Bases.load(with_features / "m.stagevar.safetensors", measured.job["weights"])
+    left = [arm.name for arm in without_bases(measured, bases).arms if arm.features]
+    assert left == ["pca 16 at 3"]
+    assert not [arm for arm in without_bases(measured, None).arms if arm.features]
+    assert measured.costs is not None
+    for cell in measured.costs.ms:  # narrowing is free of loss and time: nothing else is chosen
+        if cell[2] == "pca 16":
+            measured.costs.ms[cell] = 1e-3
+    measured.smooth["pca 16 at 3"] = list(measured.smooth["exact"])
+    problem = problem_from(without_bases(measured, bases), 0.0)
+    steps = steps_of(solve(problem, 0.0), measured)
+    assert steps[-1].features == FeatureOption(rank=16, basis="pca") and steps[-1].scale == 3
+    monkeypatch.setattr(measured_commands, "load_measurements", lambda path: measured)
+    output = tmp_path / "elsewhere.yaml"
+    said = measured_commands.solve(path, 0.0, output)[1]
+    assert "some features cannot be chosen" in said
+    written = load_profile(output)
+    assert measured_ranks(plan.steps for plan in written.plans.values()) == {3: 16}
+    copied = Bases.load(tmp_path / "elsewhere.stagevar.safetensors", measured.job["weights"])
+    assert copied.vectors.keys() == bases.vectors.keys()
+
+
+def test_bases_never_take_a_checkpoints_name() -> None:
+    """Whatever a profile is called: model.yaml may lie beside model.safetensors."""
+    names = ("model.stagevar.yaml", "stagevar.yaml", "model.yaml")
+    assert [bases_path(Path("x") / name).name for name in names] == [
+        "model.stagevar.safetensors",
+        "stagevar.safetensors",
+        "model.stagevar.safetensors",
+    ]

@@ -1,0 +1,220 @@
+"""What compile= does, half decoders, memory, first images.
+
+pytest tests/runtime/accelerate/test_fast.py
+"""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import infinity_states, prompts, tiny_infinity, var_states
+from tape import TapeRecorder
+from torch import Tensor, nn
+
+from stagevar_runtime import Sampling, StagevarError, load
+from stagevar_runtime.accelerate.half_decoder import HalfDecoder
+from stagevar_runtime.accelerate.modes import TEXT_TILE, Fast, make_fast
+from stagevar_runtime.families.infinity.model import SCHEDULES_KEPT, Infinity
+from stagevar_runtime.families.var import VAR
+from stagevar_runtime.loop import engine
+from stagevar_runtime.loop.engine import generate
+from stagevar_runtime.model.lru import Recent
+from stagevar_runtime.profile import PlanStep
+
+CPU = torch.device("cpu")
+SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
+
+
+def half_var() -> VAR:
+    return VAR.from_tensors(*var_states(), CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", ["off", "graphs", "auto"])
+def test_nothing_changes_on_a_cpu(mode: str) -> None:
+    model = half_var()
+    decoder = model.tokenizer.decoder
+    fast = make_fast(model, mode)
+    assert fast.graphs is None and model.tokenizer.decoder is decoder
+    assert fast.said.startswith("off") and len(fast.notes()) == (mode != "off")
+
+
+def test_unknown_mode() -> None:
+    with pytest.raises(StagevarError, match="'fast', expected one of off, graphs, auto, max"):
+        make_fast(half_var(), "fast")
+
+
+def test_off_undoes() -> None:
+    model = half_var()
+    decoder = model.tokenizer.decoder
+    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    assert fast.graphs and model.tokenizer.decoder is fast.decoder
+    make_fast(model, "graphs", recorder=TapeRecorder())
+    assert make_fast(model, "off") == Fast()
+    assert model.tokenizer.decoder is decoder
+
+
+def test_half_weights_with_graphs_draw_the_same_ids() -> None:
+    model, plain = half_var(), half_var()
+    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    for turn in range(4):
+        conditioning = model.condition(labels=[turn, 2])
+        got = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
+        want = generate(plain, conditioning, None, SAMPLING, turn)
+        assert all(map(torch.equal, got.ids, want.ids))
+        assert (got.images - want.images).abs().max() <= (4 / 255 if turn else 0)
+    said = " ".join(fast.notes())
+    assert "graphs: scales 0 (2.00x)" in said and "decoder 4x4, batch 2: float16 off by" in said
+
+
+def test_prompts_of_other_lengths_share_a_shape() -> None:
+    model, plain = tiny_infinity(), tiny_infinity()
+    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    assert model.text_tile == TEXT_TILE and plain.text_tile == 1
+    for turn, lengths in enumerate([(3, 7), (5, 2), (4, 4), (6, 1)]):
+        conditioning = model.condition(**prompts(lengths, seed=turn))
+        got = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
+        want = generate(plain, conditioning, None, SAMPLING, turn)
+        assert torch.equal(got.ids[0], want.ids[0])
+        replayed = engine.replay(model, conditioning, want.ids, sampling=SAMPLING)
+        exact = engine.replay(plain, conditioning, want.ids, sampling=SAMPLING)
+        torch.testing.assert_close(replayed.logits[-1], exact.logits[-1], atol=1e-4, rtol=0)
+    assert fast.graphs and len(fast.graphs.shapes) == 1
+
+
+class Decoder(nn.Module):
+    """Doubles a canvas; ``gain`` makes half precision fail."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.conv = gain, nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv(nn.functional.interpolate(z * self.gain, scale_factor=2.0)) / self.gain
+
+
+def canvas(seed: int, size: int = 4) -> Tensor:
+    return torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(seed)) / 4
+
+
+@torch.inference_mode()
+def test_half_decoder_proves_itself_once_a_shape() -> None:
+    torch.manual_seed(0)
+    full = Decoder()
+    decoder = HalfDecoder(full)
+    assert torch.equal(decoder(canvas(0)), full(canvas(0)))  # the first picture is exact
+    got = decoder(canvas(1))
+    assert got.dtype == torch.float32 and not torch.equal(got, full(canvas(1)))
+    assert (got - full(canvas(1))).abs().max() < 8 / 255
+    assert torch.equal(decoder(canvas(2, 6)), full(canvas(2, 6)))
+    assert [line.split(":")[0] for line in decoder.said()] == [
+        "decoder 4x4, batch 1",
+        "decoder 6x6, batch 1",
+    ]
+
+
+@torch.inference_mode()
+def test_half_decoder_takes_the_type_that_does_not_overflow() -> None:
+    torch.manual_seed(0)
+    decoder = HalfDecoder(Decoder(gain=1e6), max_error=0.1)
+    decoder(canvas(0))
+    assert "bfloat16 off by" in decoder.said()[0]
+
+
+@torch.inference_mode()
+def test_half_decoder_falls_back(caplog) -> None:
+    torch.manual_seed(0)
+    full = Decoder(gain=1e6)
+    decoder = HalfDecoder(full, types=(torch.float16,))
+    with caplog.at_level(logging.WARNING, "stagevar_runtime"):
+        for seed in range(2):
+            assert torch.equal(decoder(canvas(seed)), full(canvas(seed)))
+    assert "stays in float32 (float16 off by inf/255)" in caplog.text
+    assert not decoder._half
+
+
+@torch.inference_mode()
+def test_a_later_overflow_is_decoded_again() -> None:
+    torch.manual_seed(0)
+    full = Decoder(gain=1e4)
+    decoder = HalfDecoder(full, types=(torch.float16,))
+    decoder(canvas(0) / 100)
+    large = canvas(1) * 1000
+    for _ in range(2):
+        assert torch.equal(decoder(large), full(large))
+    assert decoder.said() == ["decoder 4x4, batch 1: float32 (float16 overflowed)"]
+
+
+def test_a_compiler_that_fails_is_done_without(tiny_files: Path, caplog) -> None:
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    pipeline = load(tiny_files, profile=None, device="cpu")
+    want = pipeline.generate(labels=[1], seed=3)
+    torch._dynamo.reset()
+    for mode in ("auto", "max"):
+        pipeline.fast = make_fast(pipeline.model, "max", backend=broken)
+        pipeline.fast.mode = mode
+        if mode == "max":
+            with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+                pipeline.generate(labels=[1], seed=3)
+            continue
+        with caplog.at_level(logging.WARNING, "stagevar_runtime"):
+            got = pipeline.generate(labels=[1], seed=3)
+        assert torch.equal(got.images, want.images)
+        assert "compiling failed: BackendCompilerFailed" in pipeline.summary().notes
+    make_fast(pipeline.model, "off")
+    torch._dynamo.reset()
+
+
+def test_summary_shows_memory_and_the_first_call(tiny_files: Path) -> None:
+    pipeline = load(tiny_files, profile=None, device="cpu")
+    pipeline.enable([PlanStep(scale=2, guidance="cond")])
+    pipeline.generate(labels=[1, 2])
+    first = pipeline.summary()
+    assert first.first_ms == first.last_ms > 0
+    pipeline.generate(labels=[3, 4])
+    summary = pipeline.summary()
+    assert summary.first_ms == first.first_ms != summary.last_ms
+    token = 2 * 2 * 64 * 4  # k and v, blocks, width, bytes
+    tokens = 1 + 4 + 9 + 16
+    assert summary.memory.guided_mb == pytest.approx(2 * 2 * (1 + 4) * token / 1e6)
+    assert summary.memory.dropped_mb == pytest.approx(2 * tokens * token / 1e6)
+    assert summary.memory.exact_mb == pytest.approx(2 * summary.memory.dropped_mb)
+    assert summary.memory.peak_mb > 0
+    assert "MB after it was dropped" in str(summary) and "first call of this shape" in str(summary)
+    pipeline.generate(labels=[1])
+    assert pipeline.summary().first_ms == pipeline.summary().last_ms
+
+
+def test_recent_forgets_the_oldest() -> None:
+    recent: Recent[int] = Recent(2)
+    for key in ("a", "b", "a", "c"):
+        recent.get(key, lambda: len(recent))
+    made = [recent.get(key, lambda: -1) for key in ("a", "c", "b")]
+    assert made == [0, 1, -1] and len(recent) == 2
+
+
+def test_rotations_are_kept_for_a_few_sizes() -> None:
+    model = tiny_infinity()
+    conditioning = model.condition(**prompts((3,)))
+    ropes = []
+    for ratio in (1.0, 2.0, 1.0):
+        plan = engine.exact_plan(model.info, model.scales(aspect_ratio=ratio), SAMPLING)
+        ropes.append(engine.start(model, conditioning, plan, 0).extra["rope"])
+    assert ropes[0] is ropes[2] and ropes[0] is not ropes[1]
+    for ratio in (0.333, 0.4, 0.5, 0.571, 0.667, 0.75, 0.8, 1.25, 1.333, 1.5):
+        plan = engine.exact_plan(model.info, model.scales(aspect_ratio=ratio), SAMPLING)
+        engine.start(model, conditioning, plan, 0)
+    assert len(model._prepared) == SCHEDULES_KEPT
+
+
+def test_infinity_in_half_precision_decodes_by_half() -> None:
+    options = {"size": "0.06M"}
+    model = Infinity.from_tensors(*infinity_states(), CPU, torch.bfloat16, options)
+    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    for turn in range(3):
+        conditioning = model.condition(**prompts((3, 5), seed=turn))
+        made = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
+        assert torch.isfinite(made.images).all() and made.images.dtype == torch.float32
+    assert fast.graphs and not fast.graphs.off

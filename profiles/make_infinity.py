@@ -17,7 +17,7 @@ from stagevar_runtime.profile import (
     Boundary,
     CreatedBy,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     Profile,
     ScaleMeasurement,
@@ -60,8 +60,8 @@ def profile(name: str) -> Profile:
         ),
         default_plan="stagevar",
         plans={
-            "stagevar": Plan(steps=tuple(reduced)),
-            "stagevar-released": Plan(steps=(reduced[0], *skipped)),
+            "stagevar": PlanEntry(steps=tuple(reduced)),
+            "stagevar-released": PlanEntry(steps=(reduced[0], *skipped)),
         },
         measurements=tuple(
             ScaleMeasurement(scale=k, tokens=scales[k].tokens, rank_pca=ranks)

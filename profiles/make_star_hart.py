@@ -26,7 +26,7 @@ from stagevar_runtime.profile import (
     CreatedBy,
     Expected,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     Profile,
     ScaleMeasurement,
@@ -75,19 +75,19 @@ def star_profile() -> Profile:
     steps = (PlanStep(scale=LATE, guidance="cond"), PlanStep(scale=LAST, tokens=tokens))
     expected = Expected(speedup_total=1.74, ms_total=1150.0, batch=1)
     ranks = ScaleMeasurement(scale=LAST, tokens=SIDES[-1] ** 2, rank_pca=ratios)
-    return _profile(model, tensors, Plan(steps=steps, expected=expected), (ranks,))
+    return _profile(model, tensors, PlanEntry(steps=steps, expected=expected), (ranks,))
 
 
 def hart_profile() -> Profile:
     """Guidance off on the last two scales."""
     model, tensors = build_hart()
-    return _profile(model, tensors, Plan(steps=(PlanStep(scale=LATE, guidance="null"),)), ())
+    return _profile(model, tensors, PlanEntry(steps=(PlanStep(scale=LATE, guidance="null"),)), ())
 
 
 def _profile(
     model: star.STAR | hart.HART,
     tensors: dict[str, torch.Tensor],
-    plan: Plan,
+    plan: PlanEntry,
     measurements: tuple[ScaleMeasurement, ...],
 ) -> Profile:
     scales = model.scales()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .accelerate.modes import make_fast
+from .accelerate.modes import accelerate
 from .checkpoint.reader import Checkpoint, check_finite, open_checkpoint
 from .errors import CheckpointError, StagevarError
 from .families import Family, recognise
@@ -75,7 +75,7 @@ def load(
     )
     pipeline = Pipeline(model, opened, encode if callable(encode) else None)
     if compile != "off":
-        pipeline.fast = make_fast(model, compile)
+        pipeline.fast = accelerate(model, compile)
     pipeline.use_profile(profile, strict=strict)
     return pipeline
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .accelerate.modes import Fast
+from .accelerate.modes import Acceleration
 from .checkpoint.reader import Checkpoint
 from .errors import ProfileError, StagevarError
 from .loop import engine
 from .loop.engine import Generation
 from .loop.plan import Plan, compile_plan
-from .model.lru import Recent
+from .model.lru import LRU
 from .model.protocol import Conditioning, ScaleModel, ScaleSpec
 from .model.sampling import Sampling
-from .options.low_rank import Bases, bases_path, features_of, narrowed
+from .options.low_rank import Bases, bases_path, low_rank_layers, low_rank_of
 from .profile.discovery import Found, check_match, find_profile, profile_path
 from .profile.fingerprint import (
     Fingerprint,
@@ -53,8 +53,8 @@ class Pipeline:
         self.profile_source = "none"
         self.plan_name = "exact"
         self.notes: list[str] = []
-        self.fast = Fast()
-        self._firsts: Recent[float] = Recent(SHAPES_KEPT)
+        self.fast = Acceleration()
+        self._firsts: LRU[float] = LRU(SHAPES_KEPT)
         self._first_ms = self._last_ms = 0.0
         self._steps: tuple[PlanStep, ...] = ()
         self._last: Generation | None = None
@@ -118,7 +118,7 @@ class Pipeline:
         options = [step.features for plan in profile.plans.values() for step in plan.steps]
         needed = any(option is not None and option.basis == "pca" for option in options)
         found = [Bases.load(beside, self.fingerprint.weights)] if needed and beside.exists() else []
-        features_of(self.model).use(*found)
+        low_rank_of(self.model).use(*found)
 
     def _find(self, profile: str | Path | Profile | None) -> Found | None:
         if profile is None:
@@ -173,9 +173,9 @@ class Pipeline:
     def _set(self, steps: tuple[PlanStep, ...], name: str) -> None:
         plan = self._compile(steps, self.model.scales(), self.model.default_sampling)
         if self.model.info.layers:
-            features_of(self.model).forget()
+            low_rank_of(self.model).forget()
         for step in plan:
-            narrowed(self.model, step.scale.index, step.features)
+            low_rank_layers(self.model, step.scale.index, step.features)
         self._steps, self.plan_name, self._last = steps, name, None
 
     @property

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stagevar_runtime.options import restorers, selectors
-from stagevar_runtime.profile import Plan, PlanStep, presets
+from stagevar_runtime.profile import PlanEntry, PlanStep, presets
 from stagevar_runtime.profile.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,5 +59,5 @@ def test_methods_names_everything_there_is() -> None:
 
 def test_methods_example_is_a_plan() -> None:
     (example,) = re.findall(r"^```yaml\n(.*?)^```", page("methods.md"), re.MULTILINE | re.DOTALL)
-    plan = Plan.model_validate({"steps": tuple(read_yaml(example, "methods.md"))})
+    plan = PlanEntry.model_validate({"steps": tuple(read_yaml(example, "methods.md"))})
     assert [step.scale for step in plan.steps] == [8, 9]

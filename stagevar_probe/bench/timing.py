@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from stagevar_runtime.accelerate.modes import Fast, make_fast
+from stagevar_runtime.accelerate.modes import Acceleration, accelerate
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.loop.engine import Generation, generate
 from stagevar_runtime.loop.plan import Plan, compile_plan, exact_plan
@@ -116,7 +116,7 @@ def contenders(
     plans: Sequence[str],
     seed: int,
     profile: Profile | None = None,
-    fast: Fast | None = None,
+    fast: Acceleration | None = None,
 ) -> dict[str, Contender]:
     """``published`` where we wrote that family's loop, ``exact``, then the plans.
 
@@ -131,12 +131,12 @@ def contenders(
         name: plan_named(name, model, sampling, profile) for name in plans if name != EXACT
     }
     for name, plan in named.items():
-        out[name] = Contender(_engine(model, plan, sampling, seed, fast or Fast()), plan)
+        out[name] = Contender(_engine(model, plan, sampling, seed, fast or Acceleration()), plan)
     return out
 
 
 def _engine(
-    model: ScaleModel, plan: Plan, sampling: Sampling, seed: int, fast: Fast
+    model: ScaleModel, plan: Plan, sampling: Sampling, seed: int, fast: Acceleration
 ) -> Callable[[Conditioning], Generation]:
     def make(conditioning: Conditioning) -> Generation:
         run = partial(generate, model, conditioning, plan, sampling, seed, graphs=fast.graphs)
@@ -152,7 +152,7 @@ def measure(
     repeats: int,
     tick: Meter,
     decode_flop: float = 0.0,
-    fast: Fast | None = None,
+    fast: Acceleration | None = None,
     seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Time every contender on one batch; returns what the JSON says about this batch.
@@ -160,7 +160,7 @@ def measure(
     ``decode_flop``: of decoding one image. ``seconds``: no round that is counted begins later,
     but for one. A contender that fails is left out from then on, and the JSON says why.
     """
-    fast = fast or Fast()
+    fast = fast or Acceleration()
     begun = time.perf_counter()
     warm_up = 3 if fast.graphs else 1
     if fast.graphs:  # no shape of this batch may push out another
@@ -185,7 +185,7 @@ def measure(
                     logger.warning("%s failed: %s", name, entry.failed)
                 else:
                     entry.add(run, made, peak_mb(model), warm=turn < warm_up)
-                    entry.said = fast.notes() if name != PUBLISHED else []
+                    entry.description = fast.notes() if name != PUBLISHED else []
             tick()
     ceiling = {"tflops": median(products), "copy_gb_s": median(copies)}
     batch = condition().batch
@@ -211,7 +211,7 @@ class _Entry:
     peaks: list[float] = field(default_factory=list)
     ids: list[torch.Tensor] = field(default_factory=list)
     cache_mb: float = 0.0
-    said: list[str] = field(default_factory=list)
+    description: list[str] = field(default_factory=list)
     failed: str = ""
 
     def add(self, run: Run, made: Generation | Published, peak: float, warm: bool) -> None:
@@ -233,7 +233,7 @@ class _Entry:
         }
         if self.cache_mb:
             out["keys_values_mb"] = self.cache_mb
-        return out | ({"said": self.said} if self.said else {})
+        return out | ({"said": self.description} if self.description else {})
 
 
 def _agreement(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
@@ -348,12 +348,12 @@ def bench(
     chosen = list(plans) or [*(profile.plans if profile else ()), *DEFAULT_PLANS]
     exact = exact_plan(model.info, model.scales(), sampling)
     decode = decode_flops(model, conditioning(1), exact)
-    fast = make_fast(model, compile)
+    fast = accelerate(model, compile)
     named = contenders(model, sampling, chosen, options.seed, profile, fast)
     rounds = repeats + (3 if fast.graphs else 1)
     parts: list[dict[str, Any]] = []
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    settings = {"repeats": repeats, "seed": options.seed, "compile": fast.said}
+    settings = {"repeats": repeats, "seed": options.seed, "compile": fast.description}
     with meter(name, len(batches) * len(named) * rounds, quiet) as tick:
         for batch in batches:
             condition = partial(conditioning, batch)

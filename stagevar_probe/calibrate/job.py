@@ -16,7 +16,7 @@ import numpy as np
 import stagevar_runtime
 from stagevar_runtime.loop.plan import Plan, compile_plan
 from stagevar_runtime.model.sampling import Sampling
-from stagevar_runtime.options.low_rank import Bases, bases_path, features_of
+from stagevar_runtime.options.low_rank import Bases, bases_path, low_rank_of
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import PlanStep, Profile, write_profile
 from stagevar_runtime.profile.discovery import profile_path
@@ -27,33 +27,40 @@ from ..files import write_whole
 from ..measure.chunk import measure_chunk
 from ..measure.costs import Costs, measure_costs, time_generation
 from ..measure.hardware import hardware, peak_memory_mb
-from ..measure.interventions import PUBLISHED, Arm, Menu, default_arms, default_menu, possible
+from ..measure.interventions import (
+    PUBLISHED,
+    Intervention,
+    SearchSpace,
+    default_interventions,
+    default_space,
+    possible,
+)
 from ..measure.measurements import Measurements, write_json
 from ..metrics.protocol import Quality
 from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from ..progress import meter
 from ..solve.build import problem_from, steps_of
-from ..solve.candidates import CONTROL, cooler, field, hopeless, suits, winners
+from ..solve.candidates import CONTROL, cooler, cooler_helps, field, shortlist, stop_early
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
-from ..solve.target import BUDGETS, Goal
+from ..solve.target import BUDGETS, Target
 from ..validate.run import EXACT, Batch, observe_batch, summarise, warm_up
-from .processes import ALONE, Ranks
+from .processes import ALONE, Processes
 from .profile import build_profile
-from .resume import Partial
+from .resume import ResumableWork
 
 logger = logging.getLogger("stagevar_probe")
 
 ATTEMPTS = 4  # times a plan is chosen again after it was too slow on fresh inputs
 TRIALS = 4  # held-out checks at most, each on new seeds; the last is the exact path's
 RACERS = 12  # generations a raced image: about two dozen faster plans, of which some leave early
-PROBATION = 0.25  # share of the images after which hopeless arms are given up
+PROBATION = 0.25  # share of the images after which hopeless interventions are given up
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a calibration is told. ``max_loss`` in the metric's units; see
-    :class:`~stagevar_probe.solve.target.Goal` for the others that say what is wanted."""
+    :class:`~stagevar_probe.solve.target.Target` for the others that say what is wanted."""
 
     max_loss: float
     min_speedup: float | None = None
@@ -66,9 +73,9 @@ class Settings:
     quiet: bool = False
 
     @property
-    def goal(self) -> Goal:
+    def target(self) -> Target:
         """What the plans shall reach."""
-        return Goal(self.max_loss, self.min_speedup, self.max_ms, self.loss_asked)
+        return Target(self.max_loss, self.min_speedup, self.max_ms, self.loss_asked)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ Proof = tuple[dict[str, tuple[PlanStep, ...]], dict[str, Any], list[dict[str, An
 """Plans by name, their held-out figures, and what was tried on the way."""
 
 
-class Calibration:
+class CalibrationJob:
     """One calibration of one model."""
 
     def __init__(
@@ -118,26 +125,30 @@ class Calibration:
         quality: Quality,
         settings: Settings,
         outputs: Outputs,
-        ranks: Ranks = ALONE,
+        ranks: Processes = ALONE,
     ) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
         self.inputs, self.held_out = inputs, held_out
         self.sampling, self.quality = sampling, quality
         self.settings, self.outputs = settings, outputs
-        self.goal, self.partial = settings.goal, Partial(outputs.partial, ranks)
-        self.menu: Menu = default_menu(self.model.info, sampling, self.model.scales())
+        self.target, self.partial = settings.target, ResumableWork(outputs.partial, ranks)
+        self.space: SearchSpace = default_space(self.model.info, sampling, self.model.scales())
         scales = self.model.scales()
-        every = default_arms(self.menu, scales)
-        self.arms: list[Arm] = possible(self.menu, every, self.model.info, sampling, scales)
+        every = default_interventions(self.space, scales)
+        self.interventions: list[Intervention] = possible(
+            self.space, every, self.model.info, sampling, scales
+        )
         self.bases: Bases | None = None
-        self.ranks = measured_ranks(self.menu.steps(arm, len(scales)) for arm in self.arms)
+        self.ranks = measured_ranks(
+            self.space.steps(intervention, len(scales)) for intervention in self.interventions
+        )
 
     # -- what will be done ---------------------------------------------------------------------
 
     def job(self) -> dict[str, Any]:
         """What is run, as it goes into the measurements; its hash names the partial state."""
         scales = self.model.scales()
-        speed = {"min_speedup": self.goal.min_speedup, "max_ms": self.goal.max_ms}
+        speed = {"min_speedup": self.target.min_speedup, "max_ms": self.target.max_ms}
         return {
             "checkpoint": self.pipeline.path.name,
             "family": self.model.info.family,
@@ -169,25 +180,28 @@ class Calibration:
     def work(self) -> dict[str, float]:
         """Model work before it starts, in full generations (loop FLOPs) an image.
 
-        ``arms``: how many interventions; ``generations``: calibration, an upper bound since
-        hopeless arms are given up; ``decodes``; ``held_out``: generations a held-out image.
+        ``interventions``: how many interventions; ``generations``: calibration, an upper bound
+        since hopeless interventions are given up; ``decodes``; ``held_out``: generations a held-out
+        image.
         """
         from ..measure.flops import plan_flops
 
         scales, info = self.model.scales(), self.model.info
         exact = compile_plan((), info, scales, self.sampling)
         whole = plan_flops(info, exact)
-        total = whole * len(self.menu.schedules)
+        total = whole * len(self.space.schedules)
         if self.ranks:
             total += whole * min(1.0, BASIS_IMAGES / len(self.inputs))
-        for arm in self.arms:
-            if arm.scale:
-                plan = compile_plan(self.menu.steps(arm, len(scales)), info, scales, self.sampling)
-                total += plan_flops(info, plan) - plan_flops(info, plan[: arm.scale])
+        for intervention in self.interventions:
+            if intervention.scale:
+                plan = compile_plan(
+                    self.space.steps(intervention, len(scales)), info, scales, self.sampling
+                )
+                total += plan_flops(info, plan) - plan_flops(info, plan[: intervention.scale])
         return {
-            "arms": len(self.arms),
+            "interventions": len(self.interventions),
             "generations": total / whole,
-            "decodes": 1 + len(self.arms) + len(scales),
+            "decodes": 1 + len(self.interventions) + len(scales),
             "held_out": 2.0 + len(BUDGETS),
         }
 
@@ -200,7 +214,7 @@ class Calibration:
         loop, decode = timed["loop_ms"] / len(part), timed["decode_ms"] / len(part)
         measured = len(self.inputs) * (work["generations"] * loop + work["decodes"] * decode)
         runs = 1.5 * (1 + len(BUDGETS))  # of every held-out image; half of them race before
-        if not self.goal.by_speed:
+        if not self.target.by_speed:
             runs += 0.5 * RACERS
         proved = runs * len(self.held_out) * (loop + decode)
         return (measured + proved) / 1000 / self.partial.ranks.count
@@ -213,7 +227,7 @@ class Calibration:
         begun = time.perf_counter()
         if self.ranks:
             self._use(measure_bases(self.model, one, self.sampling, self.ranks, 1))
-        self._measure(one, self.arms)
+        self._measure(one, self.interventions)
         seconds = time.perf_counter() - begun
         per_image = seconds
         return {
@@ -239,7 +253,7 @@ class Calibration:
             solution_row(s, measured)
             for s in frontier(problem_from(measured, self.settings.max_loss))
         ]
-        prove = self._meet if self.goal.by_speed else self._race
+        prove = self._meet if self.target.by_speed else self._race
         plans, figures, attempts = prove(measured)
         measured.validation = figures | {
             "attempts": attempts,
@@ -249,11 +263,11 @@ class Calibration:
         profile = build_profile(
             measured,
             plans,
-            self.goal.max_loss,
-            self.goal.met(figures["balanced"]),
+            self.target.max_loss,
+            self.target.met(figures["balanced"]),
             stagevar_runtime.__version__,
             datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            self.goal,
+            self.target,
         )
         if self.partial.ranks.first:
             write_json(self.outputs.measurements, measured.dump())
@@ -267,7 +281,8 @@ class Calibration:
         self.partial.open({k: v for k, v in self.job().items() if k != "hardware"}, resume)
 
     def _bases(self) -> None:
-        """Measure the directions that arms need, once for all processes; use them as shipped."""
+        """Measure the directions that interventions need, once for all processes; use them as
+        shipped."""
         if not self.ranks:
             return
         path, weights = self.partial.folder / "bases.safetensors", self.pipeline.fingerprint.weights
@@ -284,7 +299,7 @@ class Calibration:
 
     def _use(self, bases: Bases) -> None:
         self.bases = bases
-        features_of(self.model).use(bases)
+        low_rank_of(self.model).use(bases)
 
     def _write_bases(self, profile: Profile) -> None:
         """What the profile's plans need; a file of an earlier profile goes."""
@@ -295,44 +310,48 @@ class Calibration:
         else:
             self.outputs.bases.unlink(missing_ok=True)
 
-    def _measure(self, part: Inputs, arms: Sequence[Arm], ranked: int = 1) -> dict[str, Any]:
-        return measure_chunk(self.model, part, self.menu, arms, self.sampling, self.quality, ranked)
+    def _measure(
+        self, part: Inputs, interventions: Sequence[Intervention], ranked: int = 1
+    ) -> dict[str, Any]:
+        return measure_chunk(
+            self.model, part, self.space, interventions, self.sampling, self.quality, ranked
+        )
 
     def _measured(self) -> Measurements:
         self._bases()
         size = self.settings.batch
         starts = list(range(0, len(self.inputs), size))
         trial = max(1, math.ceil(len(starts) * PROBATION))
-        measured = Measurements(self.job(), self.menu, self.arms)
-        arms, first = self.arms, 0
+        measured = Measurements(self.job(), self.space, self.interventions)
+        interventions, first = self.interventions, 0
         with meter("measuring", len(self.inputs), self.settings.quiet) as tick:
             for begins in (starts[:trial], starts[trial:]):
                 parts = [self.inputs.chunk(begin, size) for begin in begins]
                 ranked = [max(0, min(size, self.settings.rank_images - b)) for b in begins]
                 pieces = [
-                    (f"chunk-{first + i:05d}.json", bind(self._measure, part, arms, count))
+                    (f"chunk-{first + i:05d}.json", bind(self._measure, part, interventions, count))
                     for i, (part, count) in enumerate(zip(parts, ranked, strict=True))
                 ]
                 for chunk in self.partial.each(pieces, first, tick, size):
                     measured.add(chunk)
                 first += len(begins)
                 if first < len(starts):
-                    arms = self._survivors(measured)
+                    interventions = self._survivors(measured)
         return measured
 
-    def _survivors(self, measured: Measurements) -> list[Arm]:
-        """Arms that could still fit the loosest budget, and those that the curves need."""
+    def _survivors(self, measured: Measurements) -> list[Intervention]:
+        """Interventions that could still fit the loosest budget, and those that the curves need."""
         limit = max(BUDGETS.values()) * self.settings.max_loss
-        if self.goal.by_speed:  # a fast enough plan may need what loses most
-            return self.arms
+        if self.target.by_speed:  # a fast enough plan may need what loses most
+            return self.interventions
         kept = []
-        for arm in self.arms:
-            losses = measured.losses(arm.name)
+        for intervention in self.interventions:
+            losses = measured.losses(intervention.name)
             lower = losses.mean() - 1.64 * losses.std() / np.sqrt(len(losses))
-            curve = arm.schedule == PUBLISHED and arm.variant == "cond"
-            if lower <= limit or curve or arm.skip:
-                kept.append(arm)
-        logger.info("%d of %d arms go on", len(kept), len(self.arms))
+            curve = intervention.schedule == PUBLISHED and intervention.variant == "cond"
+            if lower <= limit or curve or intervention.skip:
+                kept.append(intervention)
+        logger.info("%d of %d interventions go on", len(kept), len(self.interventions))
         return kept
 
     def _costs(self) -> Costs:
@@ -342,7 +361,7 @@ class Calibration:
                 self.model,
                 part.condition(self.model),
                 self.sampling,
-                self.menu.options,
+                self.space.options,
                 self.settings.repeats,
             ).dump()
 
@@ -360,7 +379,7 @@ class Calibration:
         tokens = [scale.tokens for scale in self.model.scales()]
         control = cooler((), tokens, self.sampling.temperature)
         tried = self._validate({CONTROL: control}, some, "sampling cooler", "cooler")[CONTROL]
-        cool = suits(tried, self.settings.max_loss)
+        cool = cooler_helps(tried, self.settings.max_loss)
         candidates = field(measured, self.settings.max_loss, cool)
         logger.info("%d plans race, sampled %s", len(candidates), "cooler" if cool else "as exact")
         raced = self._validate(
@@ -368,12 +387,12 @@ class Calibration:
             self._fresh(1, half),
             "racing plans",
             "race",
-            bind(hopeless, max_loss=self.settings.max_loss),
+            bind(stop_early, max_loss=self.settings.max_loss),
         )
         images = max(figures["images"] for figures in raced.values())
         stayed = [c for c in candidates if raced[c.name]["images"] == images]
         logger.info("%d of %d candidates ran to the end", len(stayed), len(candidates))
-        order = winners(stayed, raced, self.settings.max_loss)
+        order = shortlist(stayed, raced, self.settings.max_loss)
         order["balanced"] = order["balanced"][: TRIALS - 1]
         ran = [(CONTROL, 0.0, tried, control)]
         ran += [(c.name, c.loss, raced[c.name], c.steps) for c in candidates]
@@ -391,7 +410,7 @@ class Calibration:
                 *figures["balanced"]["loss"],
                 figures["balanced"]["exact_loop_ms"] / figures["balanced"]["loop_ms"],
             )
-            if self.goal.met(figures["balanced"]) or not order["balanced"]:
+            if self.target.met(figures["balanced"]) or not order["balanced"]:
                 break
             order["balanced"] = order["balanced"][1:]  # in the end none: the exact path
         return chosen, figures | {"trials": trial + 1}, attempts
@@ -413,7 +432,7 @@ class Calibration:
         factor = 1.0
         solutions: dict[str, Solution] = {}
         for attempt in range(ATTEMPTS):
-            solutions = self.goal.choose(problem, measured.costs, factor)
+            solutions = self.target.choose(problem, measured.costs, factor)
             balanced = solutions["balanced"]
             steps = steps_of(balanced, measured)
             fresh = self._fresh(attempt + 1, half)
@@ -421,9 +440,9 @@ class Calibration:
                 {"balanced": steps}, fresh, f"checking plan {attempt + 1}", f"attempt-{attempt}"
             )["balanced"]
             attempts.append({"predicted": balanced.loss, "figures": figures, "steps": _said(steps)})
-            if self.goal.met(figures) or not balanced.feasible:
+            if self.target.met(figures) or not balanced.feasible:
                 break
-            factor = self.goal.harder(figures, factor)
+            factor = self.target.harder(figures, factor)
         plans = {name: steps_of(solution, measured) for name, solution in solutions.items()}
         return plans, self._validate(plans, self.held_out, "held out", "final"), attempts
 
@@ -436,7 +455,7 @@ class Calibration:
         inputs: Inputs,
         label: str,
         name: str,
-        hopeless: Callable[[Mapping[str, Any]], bool] | None = None,
+        stop_early: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
         """Figures of plans beside exact, batch by batch: pieces ``name-00000.json`` and on.
 
@@ -452,19 +471,19 @@ class Calibration:
 
         def observe(part: Inputs) -> Batch:
             if not warm:
-                first = {EXACT: compiled[EXACT]} if hopeless else compiled
+                first = {EXACT: compiled[EXACT]} if stop_early else compiled
                 warm_up(self.model, parts[0], first, self.sampling)
                 warm.append(True)
             return observe_batch(self.model, part, compiled, self.sampling, self.quality)
 
         pieces = [(f"{name}-{i:05d}.json", bind(observe, part)) for i, part in enumerate(parts)]
-        trial = math.ceil(len(pieces) * PROBATION) if hopeless else 0
+        trial = math.ceil(len(pieces) * PROBATION) if stop_early else 0
         given_up: dict[str, Any] = {}
         with meter(label, len(inputs), self.settings.quiet) as tick:
             seen = self.partial.each(pieces[:trial], 0, tick, size)
-            if hopeless:
+            if stop_early:
                 early = summarise(self.model, compiled, seen, self.quality)
-                given_up = {n: f for n, f in early.items() if n != EXACT and hopeless(f)}
+                given_up = {n: f for n, f in early.items() if n != EXACT and stop_early(f)}
                 compiled = {n: plan for n, plan in compiled.items() if n not in given_up}
             seen += self.partial.each(pieces[trial:], trial, tick, size)
         return given_up | summarise(self.model, compiled, seen, self.quality)

@@ -21,7 +21,7 @@ PATIENCE = timedelta(days=1)  # pieces of a job may differ by hours; a dead proc
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process among ``count``."""
 
     rank: int = 0
@@ -56,7 +56,7 @@ class Ranks:
             ) from error
 
 
-ALONE = Ranks()
+ALONE = Processes()
 
 
 def local_device() -> str | None:
@@ -67,7 +67,7 @@ def local_device() -> str | None:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[Processes]:
     """The processes that torchrun started together; alone without it.
 
     gloo between CPUs, nccl between GPUs.
@@ -80,6 +80,6 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device is None else "nccl", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

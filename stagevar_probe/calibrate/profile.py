@@ -14,29 +14,28 @@ from stagevar_runtime.profile import (
     Estimate,
     Expected,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     Profile,
     PromptSet,
     SamplingSettings,
     ScaleMeasurement,
     Stages,
-    Target,
+    TargetResult,
 )
 
 from ..intervals import mean_interval
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from ..observe.rank import ratio_name
-from ..observe.stages import Stages as FoundStages
-from ..observe.stages import find_stages
+from ..observe.stages import StageEstimates, find_stages
 from ..solve.milp import FULL
-from ..solve.target import Goal
+from ..solve.target import Target
 
 ALPHA = 0.96
 
 
-def stages_of(measured: Measurements) -> FoundStages:
+def stages_of(measured: Measurements) -> StageEstimates:
     """Stage boundaries from the curves."""
     return find_stages(
         np.asarray(measured.semantic),
@@ -57,9 +56,10 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
         spread = measured.costs.spread_ms[k, rows, FULL]
         effect = next(
             (
-                measured.losses(arm.name)
-                for arm in measured.arms
-                if (arm.scale, arm.schedule, arm.variant) == (k, PUBLISHED, "cond")
+                measured.losses(intervention.name)
+                for intervention in measured.interventions
+                if (intervention.scale, intervention.schedule, intervention.variant)
+                == (k, PUBLISHED, "cond")
             ),
             None,
         )
@@ -123,11 +123,11 @@ def build_profile(
     satisfied: bool,
     version: str,
     at: str,
-    goal: Goal | None = None,
+    asked: Target | None = None,
 ) -> Profile:
     """The profile of these measurements and plans; figures come from ``measured.validation``.
 
-    ``goal``: where a speed was asked for.
+    ``asked``: where a speed was asked for.
     """
     job = measured.job
     found = stages_of(measured)
@@ -172,15 +172,15 @@ def build_profile(
                 evidence=found.structural_evidence,
             ),
         ),
-        target=Target(
+        target=TargetResult(
             metric=job["metric"],
             max_loss=max_loss,
-            min_speedup=goal.min_speedup if goal else None,
-            max_ms=goal.max_ms if goal else None,
+            min_speedup=asked.min_speedup if asked else None,
+            max_ms=asked.max_ms if asked else None,
             satisfied=satisfied,
         ),
         plans={
-            name: Plan(
+            name: PlanEntry(
                 steps=steps,
                 expected=expected_of(measured.validation[name])
                 if name in measured.validation

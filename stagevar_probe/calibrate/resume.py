@@ -14,7 +14,7 @@ from typing import Any
 from stagevar_runtime.errors import CalibrationError
 
 from ..measure.measurements import read_json, write_json
-from .processes import ALONE, Ranks
+from .processes import ALONE, Processes
 
 try:
     import fcntl
@@ -27,10 +27,10 @@ Make = Callable[[], Any]
 LOCK = ".lock"
 
 
-class Partial:
+class ResumableWork:
     """Pieces of one job in ``folder``, which all its processes share."""
 
-    def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
+    def __init__(self, folder: Path, ranks: Processes = ALONE) -> None:
         self.folder, self.ranks = folder, ranks
         self._lock: int | None = None
 

@@ -11,9 +11,9 @@ import stagevar_runtime
 from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.profile.fingerprint import schedule_name
 
-from ..compare.comparison import CALM, Contest, as_csv, as_table, disturbance, rows
+from ..compare.comparison import CALM, ComparisonRun, as_csv, as_table, disturbance, rows
 from ..compare.grid import Grid
-from ..compare.questions import answers, as_json
+from ..compare.questions import as_json, findings
 from ..files import beside, check_writable, write_whole
 from ..measure.costs import describe_scales
 from ..measure.hardware import hardware
@@ -52,7 +52,7 @@ def compare(
     inputs = fresh.inputs(pipeline, count or COUNTS[kind][0], held_out=True)
     quality = options.quality(checkpoint, pipeline)
     sampling = pipeline.sampling(**options.sampling)
-    contest = Contest(
+    contest = ComparisonRun(
         model,
         inputs,
         sampling,
@@ -73,7 +73,7 @@ def compare(
         return {"work": asdict(work)}, said
     logger.info(said)
     found = contest.run()
-    given = answers(found)
+    given = findings(found)
     ratio = disturbance(found)
     if ratio > CALM:
         logger.warning(

@@ -152,7 +152,7 @@ def ceiling_lines(found: Evaluation) -> list[str]:
     said = {
         "real": f"{suite.made} pictures pass {{}}",
         "rebuilt": "encoded and decoded by the tokenizer they pass {}: the ceiling",
-        **suite.said,
+        **suite.description,
     }
     for name in (name for name in said if name in ceiling):
         rates = [ranged(ceiling[name])]

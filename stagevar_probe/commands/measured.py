@@ -21,17 +21,17 @@ from ..observe.pca import measured_ranks, without_bases
 from ..solve.build import problem_from, steps_of
 from ..solve.isotonic import disagreements
 from ..solve.milp import frontier
-from ..solve.target import Goal
+from ..solve.target import Target
 
 Said = tuple[dict[str, Any], str]
 
 
-def goal_of(
+def target_of(
     default: float, max_loss: float | None, min_speedup: float | None, max_ms: float | None
-) -> Goal:
+) -> Target:
     """The goal that options ask for; without any, the ``default`` loss."""
     loss = default if max_loss is None else max_loss
-    return Goal(loss, min_speedup, max_ms, loss_asked=max_loss is not None)
+    return Target(loss, min_speedup, max_ms, loss_asked=max_loss is not None)
 
 
 def solve(
@@ -50,36 +50,36 @@ def solve(
     measured = without_bases(whole, bases)
     if max_loss is None and min_speedup is None and max_ms is None:
         min_speedup, max_ms = job.get("min_speedup"), job.get("max_ms")
-    goal = goal_of(job["max_loss"], max_loss, min_speedup, max_ms)
-    problem = problem_from(measured, goal.max_loss)
+    target = target_of(job["max_loss"], max_loss, min_speedup, max_ms)
+    problem = problem_from(measured, target.max_loss)
     assert measured.costs is not None
-    found = goal.choose(problem, measured.costs)
+    found = target.choose(problem, measured.costs)
     result: dict[str, Any] = {
-        "max_loss": goal.max_loss,
-        "min_speedup": goal.min_speedup,
-        "max_ms": goal.max_ms,
+        "max_loss": target.max_loss,
+        "min_speedup": target.min_speedup,
+        "max_ms": target.max_ms,
         "feasible": found["balanced"].feasible,
         "predicted": True,
         "plans": {name: solution_row(s, measured) for name, s in found.items()},
         "frontier": [solution_row(s, measured) for s in frontier(problem)],
         "not_monotone": disagreements(measured),
     }
-    lines = [f"{goal.said(job['metric'])}; losses are predictions"]
+    lines = [f"{target.description(job['metric'])}; losses are predictions"]
     for name, s in found.items():
-        short = "" if s.feasible or not goal.by_speed else ", and nothing is fast enough"
+        short = "" if s.feasible or not target.by_speed else ", and nothing is fast enough"
         lines.append(f"{name:<9} {s.speedup:.2f}x loop, predicted loss {s.loss:+.4f}{short}")
     lines += result["not_monotone"]
-    if len(measured.arms) < len(whole.arms):
+    if len(measured.interventions) < len(whole.interventions):
         lines.append(f"some features cannot be chosen: {beside} does not hold their directions")
     if output is not None:
         profile = build_profile(
             replace(measured, validation={}),
             {name: steps_of(s, measured) for name, s in found.items()},
-            goal.max_loss,
+            target.max_loss,
             False,
             stagevar_runtime.__version__,
             datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            goal,
+            target,
         )
         needed = measured_ranks(plan.steps for plan in profile.plans.values())
         if bases is not None and needed and bases_path(output) != beside:
@@ -105,11 +105,15 @@ def merge(paths: Sequence[Path], output: Path) -> Said:
     joined = merged([load_measurements(path) for path in paths], [str(path) for path in paths])
     write_json(output, joined.dump())
     images = len(joined.smooth["exact"])
-    given_up = sum(len(joined.smooth.get(arm.name, ())) < images for arm in joined.arms)
+    given_up = sum(
+        len(joined.smooth.get(intervention.name, ())) < images
+        for intervention in joined.interventions
+    )
     result = {"output": str(output), "images": images, "files": [str(path) for path in paths]}
     return result | {"given_up": given_up}, (
-        f"{images} images from {len(paths)} files in {output}; {given_up} of {len(joined.arms)} "
-        f"interventions were not run on all of them\nnext: stagevar-probe solve {output}"
+        f"{images} images from {len(paths)} files in {output}; {given_up} of "
+        f"{len(joined.interventions)} interventions were not run on all of them\n"
+        f"next: stagevar-probe solve {output}"
     )
 
 

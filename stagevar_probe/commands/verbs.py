@@ -22,8 +22,8 @@ from stagevar_runtime.profile import dump_profile, load_profile
 from stagevar_runtime.profile.discovery import check_match
 from stagevar_runtime.profile.fingerprint import schedule
 
-from ..calibrate.job import Calibration, Outputs, Settings
-from ..calibrate.processes import ALONE, Ranks, local_device
+from ..calibrate.job import CalibrationJob, Outputs, Settings
+from ..calibrate.processes import ALONE, Processes, local_device
 from ..datasets.inputs import (
     Inputs,
     balanced_labels,
@@ -41,7 +41,7 @@ from ..metrics.protocol import Quality
 from ..metrics.quality import find_quality
 from ..progress import duration, meter
 from ..report.contact_sheet import contact_sheet, save_png
-from ..solve.target import Goal
+from ..solve.target import Target
 from ..tables import columns
 from ..validate.run import EXACT
 from ..validate.run import validate as validate_plans
@@ -141,7 +141,7 @@ def calibrate(
     quiet: bool = False,
     min_speedup: float | None = None,
     max_ms: float | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Processes = ALONE,
 ) -> Said:
     """``stagevar-probe calibrate``; ``ranks``: the processes that share the work."""
     outputs = Outputs.beside(checkpoint, output)
@@ -150,7 +150,7 @@ def calibrate(
     pipeline = options.load(checkpoint)
     kind = "labels" if pipeline.model.info.classes else "prompts"
     quality = options.quality(checkpoint, pipeline)
-    job = Calibration(
+    job = CalibrationJob(
         pipeline,
         options.inputs(pipeline, count or COUNTS[kind][0], held_out=False),
         options.inputs(pipeline, held_out or COUNTS[kind][1], held_out=True),
@@ -175,16 +175,17 @@ def calibrate(
             f"{checkpoint.name}: {describe_scales(pipeline.model.scales())}\n"
             f"one image: {found['seconds_one_image']:.2f} s, "
             f"peak memory {found['peak_memory_mb']:.0f} MB\n"
-            f"{work['arms']:.0f} interventions, at most {work['generations']:.1f} generations an "
-            f"image; the whole calibration: about {found['seconds_estimate'] / 60:.1f} minutes"
+            f"{work['interventions']:.0f} interventions, at most {work['generations']:.1f} "
+            f"generations per image; the whole calibration: "
+            f"about {found['seconds_estimate'] / 60:.1f} minutes"
         )
     logger.info(
         "%s: %s\n%s; %d interventions on %d images, at most %.1f generations "
         "an image, then %d held-out images: at most about %s",
         checkpoint.name,
         describe_scales(pipeline.model.scales()),
-        job.goal.said(quality.name),
-        work["arms"],
+        job.target.description(quality.name),
+        work["interventions"],
         len(job.inputs),
         work["generations"],
         len(job.held_out),
@@ -204,7 +205,7 @@ def calibrate(
     }
     text = [
         figures_table({name: figures[name] for name in (EXACT, *profile.plans)}),
-        f"target: {job.goal.said(quality.name)}: "
+        f"target: {job.target.description(quality.name)}: "
         + ("met" if profile.target.satisfied else "NOT met"),
         *([] if profile.plan("balanced").steps else [NOTHING_FASTER]),
         *(f"{name:<13}{result[name]}" for name in FILES if name in result),
@@ -258,7 +259,7 @@ def inspect(path: Path, tokenizer: Path | None = None) -> Said:
         result = {"kind": KIND, "path": str(path), "images": images, "job": measured.job}
         return (
             result,
-            f"{KIND}: {images} images, {len(measured.arms)} interventions\n"
+            f"{KIND}: {images} images, {len(measured.interventions)} interventions\n"
             + json.dumps(measured.job, indent=2),
         )
     pipeline = load(path, tokenizer, profile=None, device="cpu")
@@ -318,14 +319,14 @@ def validate(
     inputs = fresh.inputs(pipeline, held_out, held_out=True)
     with meter("held out", len(inputs), quiet) as tick:
         figures = validate_plans(model, inputs, plans, sampling, quality, options.batch, tick)
-    goal = Goal(quality.default_loss)
+    target = Target(quality.default_loss)
     if profile.target and profile.target.metric == quality.name:
         asked = profile.target
-        goal = Goal(asked.max_loss, asked.min_speedup, asked.max_ms)
+        target = Target(asked.max_loss, asked.min_speedup, asked.max_ms)
     name = profile.default_plan if profile.default_plan in figures else chosen[0]
-    met = goal.met(figures[name])
-    result = {"satisfied": met, "plan": name, "max_loss": goal.max_loss, "plans": figures}
-    verdict = f"{name}: {goal.said(quality.name)}: {'met' if met else 'NOT met'}"
+    met = target.met(figures[name])
+    result = {"satisfied": met, "plan": name, "max_loss": target.max_loss, "plans": figures}
+    verdict = f"{name}: {target.description(quality.name)}: {'met' if met else 'NOT met'}"
     return result, f"{figures_table(figures)}\n{verdict}"
 
 

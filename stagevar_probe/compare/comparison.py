@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
-from stagevar_runtime.options.low_rank import features_of
+from stagevar_runtime.options.low_rank import low_rank_of
 from stagevar_runtime.profile import Profile
 
 from ..calibrate.profile import ALPHA, group_means
 from ..datasets.inputs import Inputs
 from ..measure.chunk import measure_chunk
-from ..measure.interventions import default_menu
+from ..measure.interventions import default_space
 from ..measure.measurements import Measurements
 from ..metrics.perceptual import UNLIKENESS
 from ..metrics.protocol import Quality
@@ -27,7 +27,7 @@ from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from ..observe.rank import ratio_name
 from ..progress import meter
 from ..tables import columns
-from ..validate.rows import EXACT, Entry, Lineup
+from ..validate.rows import EXACT, Row, Rows
 from ..validate.run import Batch, forecast, observe_batch, summarise, warm_up
 from .grid import Grid, assemble
 
@@ -56,7 +56,7 @@ class Comparison:
     """What a comparison found. ``figures`` as of :func:`~stagevar_probe.validate.run.summarise`;
     ``curves``: measurements of the exact path at the asked guidance and at another."""
 
-    lineup: Lineup
+    lineup: Rows
     figures: dict[str, dict[str, Any]]
     seen: list[Batch]
     quality: Quality
@@ -64,7 +64,7 @@ class Comparison:
     strips: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Contest:
+class ComparisonRun:
     """One comparison of one model. ``tile``: kept tokens are rounded up to a multiple of it."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Contest:
         self.profile, self.grid, self.tile = profile, grid, tile
         self.lineup = self._assemble(_measured_ranks(profile))
 
-    def _assemble(self, ranks: Mapping[int, Sequence[float]] | None) -> Lineup:
+    def _assemble(self, ranks: Mapping[int, Sequence[float]] | None) -> Rows:
         model = self.model
         return assemble(
             model.info, model.scales(), self.sampling, self.profile, ranks, self.grid, self.tile
@@ -141,7 +141,7 @@ class Contest:
         seeds = tuple(seed + OTHER_SEEDS for seed in self.inputs.seeds)
         others = replace(self.inputs, seeds=seeds)
         bases = measure_bases(self.model, others, self.sampling, ranks, self.batch)
-        features = features_of(self.model)
+        features = low_rank_of(self.model)
         features.use(*features.bases, bases)
 
     def _curves(self) -> dict[str, Measurements]:
@@ -158,13 +158,15 @@ class Contest:
             ("asked", self.sampling),
             ("stronger", replace(self.sampling, guidance=other)),
         ):
-            menu = default_menu(self.model.info, sampling)
-            measured = Measurements({"seed": 0}, menu, [])
+            space = default_space(self.model.info, sampling)
+            measured = Measurements({"seed": 0}, space, [])
             with meter(f"stages, {name} guidance", count, self.quiet) as tick:
                 for begin in range(0, count, self.batch):
                     part = self.inputs.chunk(begin, min(self.batch, count - begin))
                     measured.add(
-                        measure_chunk(self.model, part, menu, (), sampling, self.quality, len(part))
+                        measure_chunk(
+                            self.model, part, space, (), sampling, self.quality, len(part)
+                        )
                     )
                     tick(len(part))
             out[name] = measured
@@ -264,7 +266,7 @@ def head(f: Mapping[str, Any]) -> list[str]:
     return [*names, f["perceptual_name"]] if "perceptual" in f else names
 
 
-def cells(entry: Entry, f: Mapping[str, Any], best: bool) -> list[str]:
+def cells(entry: Row, f: Mapping[str, Any], best: bool) -> list[str]:
     """One row of figures as text: values with half widths of their intervals."""
 
     def half(triple: Sequence[float]) -> float:

@@ -17,8 +17,8 @@ from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.profile import PlanStep, Profile
 from stagevar_runtime.profile.presets import PRESETS, Ranks, preset
 
-from ..measure.interventions import COOL, Menu, default_menu
-from ..validate.rows import EXACT, Entry, Lineup
+from ..measure.interventions import COOL, SearchSpace, default_space
+from ..validate.rows import EXACT, Row, Rows
 
 BRANCHES = ("cond", "null", "delta")
 STRENGTHS = (0.5, 1.5, 2.0)  # of the published guidance, on the exact path
@@ -57,16 +57,16 @@ def assemble(
     ranks: Ranks | None,
     grid: Grid | None,
     tile: int = 1,
-) -> Lineup:
+) -> Rows:
     """Every row of a comparison, the exact path first. ``grid`` None leaves the grid out."""
-    entries = [Entry(EXACT, EXACT)]
-    menu = default_menu(info, sampling)
-    entries += _retuned(menu, sampling, info, len(scales))
+    entries = [Row(EXACT, EXACT)]
+    space = default_space(info, sampling)
+    entries += _retuned(space, sampling, info, len(scales))
     named, left_out = presets_and_plans(info, scales, profile, ranks)
     entries += named
-    drafts = [*_drops(menu, sampling, len(scales)), *_skips(len(scales))]
+    drafts = [*_drops(space, sampling, len(scales)), *_skips(len(scales))]
     if grid is not None:
-        drafts += [*_tokens(scales, grid), *_joint(menu, scales, grid)]
+        drafts += [*_tokens(scales, grid), *_joint(space, scales, grid)]
         drafts += _features(info, scales, grid) if info.layers else []
     for name, kind, steps, facts in drafts:
         try:
@@ -74,36 +74,36 @@ def assemble(
         except ValidationError as error:
             left_out[name] = str(error.errors()[0]["msg"])
             continue
-        entries.append(Entry(name, kind, made, facts=facts))
+        entries.append(Row(name, kind, made, facts=facts))
     return lineup(entries, left_out, info, scales, sampling, tile)
 
 
 def presets_and_plans(
     info: ModelInfo, scales: tuple[ScaleSpec, ...], profile: Profile | None, ranks: Ranks | None
-) -> tuple[list[Entry], dict[str, str]]:
+) -> tuple[list[Row], dict[str, str]]:
     """Every preset and every plan of a profile; the presets that do not fit, with the reason."""
     entries, left_out = [], {}
     for name in PRESETS:
         try:
-            entries.append(Entry(name, "preset", tuple(preset(name, info, scales, ranks))))
+            entries.append(Row(name, "preset", tuple(preset(name, info, scales, ranks))))
         except ProfileError as error:
             left_out[name] = str(error)
     if profile is not None:
         entries += [
-            Entry(f"profile: {name}", "plan", tuple(plan.steps))
+            Row(f"profile: {name}", "plan", tuple(plan.steps))
             for name, plan in profile.plans.items()
         ]
     return entries, left_out
 
 
 def lineup(
-    entries: Sequence[Entry],
+    entries: Sequence[Row],
     left_out: Mapping[str, str],
     info: ModelInfo,
     scales: tuple[ScaleSpec, ...],
     sampling: Sampling,
     tile: int = 1,
-) -> Lineup:
+) -> Rows:
     """Compile entries; those the model cannot run join ``left_out``, equal plans run once."""
     left_out = dict(left_out)
     plans: dict[str, Plan] = {}
@@ -122,16 +122,16 @@ def lineup(
             plans[entry.name] = plan
         else:
             same[entry.name] = first
-    return Lineup(tuple(kept), plans, same, left_out)
+    return Rows(tuple(kept), plans, same, left_out)
 
 
-def _strengths(menu: Menu) -> dict[str, float]:
-    return {name: w for name, w in menu.schedules.items() if w is not None}
+def _strengths(space: SearchSpace) -> dict[str, float]:
+    return {name: w for name, w in space.schedules.items() if w is not None}
 
 
-def _retuned(menu: Menu, sampling: Sampling, info: ModelInfo, count: int) -> list[Entry]:
+def _retuned(space: SearchSpace, sampling: Sampling, info: ModelInfo, count: int) -> list[Row]:
     """The exact path at other guidance: better guidance must not pass for a method's gain."""
-    if not menu.variants:
+    if not space.variants:
         return []
     base = sampling.guidance
     out = []
@@ -145,20 +145,20 @@ def _retuned(menu: Menu, sampling: Sampling, info: ModelInfo, count: int) -> lis
 
         value = tuple(map(scaled, base)) if isinstance(base, tuple) else scaled(base)
         shown = f"{value:g}" if isinstance(value, float) else f"x {factor:g}"
-        out.append(Entry(f"exact, guidance {shown}", "guidance", guidance=value))
-    for name, strength in _strengths(menu).items():
+        out.append(Row(f"exact, guidance {shown}", "guidance", guidance=value))
+    for name, strength in _strengths(space).items():
         steps = tuple(PlanStep(scale=k, guidance_scale=strength) for k in range(count))
-        out.append(Entry(f"exact, {name}", "guidance", steps, facts={"schedule": name}))
+        out.append(Row(f"exact, {name}", "guidance", steps, facts={"schedule": name}))
     return out
 
 
-def _drops(menu: Menu, sampling: Sampling, count: int) -> Iterator[Draft]:
+def _drops(space: SearchSpace, sampling: Sampling, count: int) -> Iterator[Draft]:
     """Guidance dropped from the last three scales on: branch, early guidance, late temperature."""
-    if not menu.variants:
+    if not space.variants:
         return
     start = max(1, count - LATE_DROP)
     for branch in BRANCHES:
-        for schedule, strength in menu.schedules.items():
+        for schedule, strength in space.schedules.items():
             for cool in (False, True):
                 steps: list[dict[str, Any]] = []
                 if strength is not None:
@@ -226,7 +226,7 @@ def _features(info: ModelInfo, scales: Sequence[ScaleSpec], grid: Grid) -> Itera
             yield f"{own} with {tokens}", "joint", [step], {"parts": [own, tokens]}
 
 
-def _joint(menu: Menu, scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draft]:
+def _joint(space: SearchSpace, scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draft]:
     """Plans whose parts are rows too, to see whether losses add up."""
     late, keep = late_scales(scales), grid.keep[0]
     if len(late) < 2 or ("deviation", "cache") not in grid.pairs():
@@ -236,7 +236,7 @@ def _joint(menu: Menu, scales: Sequence[ScaleSpec], grid: Grid) -> Iterator[Draf
     alone = _token_steps(grid, late[:1], keep, "deviation", "cache")
     yield first, "joint", alone, {}
     start = max(1, len(scales) - LATE_DROP)
-    if menu.variants:
+    if space.variants:
         dropped = {k: {"scale": k, "guidance": "cond"} for k in range(start, len(scales))}
         for at, part in ((late[-1:], last), (late, both)):
             tokens = {s["scale"]: s for s in _token_steps(grid, at, keep, "deviation", "cache")}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..intervals import Interval, mean_interval
 from ..metrics.images import kid_loss
-from ..validate.rows import EXACT, Entry
+from ..validate.rows import EXACT, Row
 from ..validate.run import per_image
 from .comparison import Comparison
 
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass
-class Answer:
+class Finding:
     """``sentence`` says what was found; ``numbers`` hold it; ``table`` (header first) shows it."""
 
     question: str
@@ -28,7 +28,7 @@ class Answer:
     table: list[list[str]] = field(default_factory=list)
 
 
-class Look:
+class PairedRows:
     """Values an image of every row, and paired differences between rows."""
 
     def __init__(self, found: Comparison) -> None:
@@ -40,7 +40,7 @@ class Look:
         """One value an image."""
         return per_image(self.found.seen, name, key)
 
-    def of_kind(self, kind: str) -> list[Entry]:
+    def of_kind(self, kind: str) -> list[Row]:
         """Rows of a kind, in order."""
         return [entry for entry in self.entries.values() if entry.kind == kind]
 
@@ -78,6 +78,6 @@ def say(value: Sequence[float], digits: int = 4, unit: str = "") -> str:
     return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def combination(entry: Entry) -> str:
+def combination(entry: Row) -> str:
     """Selector and restorer of a row that reduces tokens."""
     return f"{entry.facts['select']} + {entry.facts['restore']}"

@@ -17,15 +17,15 @@ from ..calibrate.profile import ALPHA
 from ..intervals import mean_interval
 from ..observe.rank import ratio_name
 from ..observe.stages import find_stages
-from ..validate.rows import EXACT, Entry
+from ..validate.rows import EXACT, Row
 from .comparison import Comparison
-from .paired import Answer, Array, Look, combination, say, verdict
+from .paired import Array, Finding, PairedRows, combination, say, verdict
 from .tokens_or_low_rank import about_axes
 
 
-def answers(found: Comparison) -> list[Answer]:
+def findings(found: Comparison) -> list[Finding]:
     """Every question that this comparison has the rows for."""
-    look = Look(found)
+    look = PairedRows(found)
     given = [
         about_branches(look),
         about_selection(look),
@@ -37,7 +37,7 @@ def answers(found: Comparison) -> list[Answer]:
     return [answer for answer in given if answer is not None]
 
 
-def as_json(given: Sequence[Answer]) -> list[dict[str, Any]]:
+def as_json(given: Sequence[Finding]) -> list[dict[str, Any]]:
     """JSON-ready, without the tables."""
     return [{k: v for k, v in asdict(answer).items() if k != "table"} for answer in given]
 
@@ -45,7 +45,7 @@ def as_json(given: Sequence[Answer]) -> list[dict[str, Any]]:
 # -- null, cond or delta ---------------------------------------------------------------------------
 
 
-def about_branches(look: Look) -> Answer | None:
+def about_branches(look: PairedRows) -> Finding | None:
     """Which branch to keep, with and without early guidance and late temperature tuned again."""
     rows = look.of_kind("drop")
     if not rows:
@@ -92,16 +92,16 @@ def about_branches(look: Look) -> Answer | None:
         f". The best tuned drop ({best}) against the best exact path ({baseline}): {say(final)}."
     )
     question = "Which branch to keep when guidance is dropped, and does tuning buy it back?"
-    return Answer(question, sentence, numbers, table)
+    return Finding(question, sentence, numbers, table)
 
 
 # -- which tokens, and what fills the others -------------------------------------------------------
 
 
-def about_selection(look: Look) -> Answer | None:
+def about_selection(look: PairedRows) -> Finding | None:
     """Which selector and restorer win at equal kept tokens, and at equal measured cost."""
     rows = look.of_kind("tokens")
-    cases: dict[tuple[Any, ...], list[Entry]] = {}
+    cases: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         cases.setdefault((tuple(row.facts["scales"]), row.facts["keep"]), []).append(row)
     cases = {case: own for case, own in cases.items() if len(own) > 1}
@@ -147,10 +147,10 @@ def about_selection(look: Look) -> Answer | None:
             f" {cost['order'][0][0]} leads with {cost['order'][0][1]:.2f} dB, before "
             f"{cost['order'][1][0]} with {cost['order'][1][1]:.2f} dB."
         )
-    return Answer("Which selector and restorer win, and by how much?", sentence, numbers, table)
+    return Finding("Which selector and restorer win, and by how much?", sentence, numbers, table)
 
 
-def _averages(look: Look, rows: Sequence[Entry], what: str) -> dict[str, float]:
+def _averages(look: PairedRows, rows: Sequence[Row], what: str) -> dict[str, float]:
     names: dict[str, list[float]] = {}
     for row in rows:
         names.setdefault(row.facts[what], []).append(look.found.figures[row.name]["psnr"][0])
@@ -158,7 +158,7 @@ def _averages(look: Look, rows: Sequence[Entry], what: str) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _at_equal_cost(look: Look, rows: Sequence[Entry]) -> dict[str, Any] | None:
+def _at_equal_cost(look: PairedRows, rows: Sequence[Row]) -> dict[str, Any] | None:
     """PSNR of every option at one loop time, between the keep ratios tried at the last scale."""
     last = [row for row in rows if len(row.facts["scales"]) == 1]
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -180,7 +180,7 @@ def _at_equal_cost(look: Look, rows: Sequence[Entry]) -> dict[str, Any] | None:
 # -- random projection, a gather, or nothing -------------------------------------------------------
 
 
-def about_projection(look: Look) -> Answer | None:
+def about_projection(look: PairedRows) -> Finding | None:
     """The paper's projection with restoration, a gather of the same tokens, and skipping."""
     rows = {
         (
@@ -226,13 +226,13 @@ def about_projection(look: Look) -> Answer | None:
         "Random projection with token restoration (RP + RTR, as published; the gather runs true "
         f"tokens by the same index rule): {'; '.join(parts)}. Above 0: projection is better."
     )
-    return Answer("RP + RTR, a true gather, or skipping?", sentence, numbers, table)
+    return Finding("RP + RTR, a true gather, or skipping?", sentence, numbers, table)
 
 
 # -- do losses add up ------------------------------------------------------------------------------
 
 
-def about_sums(look: Look) -> Answer | None:
+def about_sums(look: PairedRows) -> Finding | None:
     """The sum of single losses against the loss of the plan that does all of it."""
     table = [["plan", "sum of its parts", "measured", "measured - sum"]]
     numbers: dict[str, Any] = {}
@@ -260,13 +260,13 @@ def about_sums(look: Look) -> Answer | None:
         f"and {under} significantly less; measured minus sum lies between {excess.min():+.4f} and "
         f"{excess.max():+.4f}, {excess.mean():+.4f} on average."
     )
-    return Answer("Do single-scale losses add up?", sentence, numbers, table)
+    return Finding("Do single-scale losses add up?", sentence, numbers, table)
 
 
 # -- are boundaries and ranks properties of the model ----------------------------------------------
 
 
-def about_stability(look: Look) -> Answer | None:
+def about_stability(look: PairedRows) -> Finding | None:
     """Boundaries and ranks on two halves of the images, and under another guidance."""
     if not look.found.curves:
         return None
@@ -309,7 +309,7 @@ def about_stability(look: Look) -> Answer | None:
             f"(as a share of the tokens) by {gap:.3f} on average, correlation {alike:.3f}"
         )
     sentence = f"With {len(semantic)} images: {'; '.join(said)}."
-    return Answer("How stable are boundaries and ranks?", sentence, numbers, table)
+    return Finding("How stable are boundaries and ranks?", sentence, numbers, table)
 
 
 def _ranks(rows: Sequence[dict[str, Any]], part: slice) -> Array:

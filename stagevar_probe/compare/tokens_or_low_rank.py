@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..intervals import mean_interval
-from ..validate.rows import EXACT, Entry
-from .paired import Answer, Array, Look, combination, say, verdict
+from ..validate.rows import EXACT, Row
+from .paired import Array, Finding, PairedRows, combination, say, verdict
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 
 
-def about_axes(look: Look) -> Answer | None:
+def about_axes(look: PairedRows) -> Finding | None:
     """Fewer features on all tokens, or fewer tokens with all features.
 
     A way to reduce tokens is a line from the exact path through its keep ratios, in measured loop
@@ -61,21 +61,21 @@ def about_axes(look: Look) -> Answer | None:
         f"At equal measured loop time, above 0 features are better: {'; '.join(said)}. The token "
         "options are taken between the exact path and the keep ratios tried."
     )
-    return Answer("Fewer tokens or fewer features, at equal cost?", sentence, numbers, table)
+    return Finding("Fewer tokens or fewer features, at equal cost?", sentence, numbers, table)
 
 
 Line = list[tuple[float, Array, Array]]  # loop ms, squared error and loss an image, by time
 
 
-def _error(look: Look, name: str) -> Array:
+def _error(look: PairedRows, name: str) -> Array:
     return np.asarray(10 ** (-look.values(name, "psnr") / 10))
 
 
-def _lines(look: Look, scales: Sequence[int]) -> dict[str, Line]:
+def _lines(look: PairedRows, scales: Sequence[int]) -> dict[str, Line]:
     """Every selector and restorer at these scales, up to the exact path."""
     nothing = np.zeros(len(look.values(EXACT, "psnr")))
     end = look.found.figures[EXACT]["loop_ms"]
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in look.of_kind("tokens"):
         if row.facts["scales"] == scales and look.found.figures[row.name]["loop_ms"] < end:
             groups.setdefault(combination(row), []).append(row)

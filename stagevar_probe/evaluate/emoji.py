@@ -65,7 +65,7 @@ def emoji_suite(archive: Archive) -> Suite:
         f"{archive.sha256}",
         beside={f"R@{FIRST}": within},
         bounds=lambda: bounds(metric),
-        said=SAID,
+        description=SAID,
     )
 
 

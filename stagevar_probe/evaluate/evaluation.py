@@ -27,7 +27,7 @@ from ..metrics.protocol import Quality
 from ..progress import meter
 from ..solve.candidates import CONTROL, cooler
 from ..tables import NONE, columns, fidelity, ranged, speed
-from ..validate.rows import EXACT, Entry, Lineup
+from ..validate.rows import EXACT, Row, Rows
 from ..validate.run import Batch, observe_batch, per_image, summarise, warm_up
 from .suite import Figures, Suite
 
@@ -45,7 +45,7 @@ class Evaluation:
     pictures and reconstructions."""
 
     suite: Suite
-    lineup: Lineup
+    lineup: Rows
     figures: dict[str, dict[str, Any]]
     ceiling: Figures
     quality: Quality
@@ -67,7 +67,7 @@ def suite_inputs(
 
 def evaluation_lineup(
     model: ScaleModel, sampling: Sampling, profile: Profile | None, tile: int = 1
-) -> Lineup:
+) -> Rows:
     """The exact path, the same without guidance and sampled cooler (what a calibrated plan may gain
     by temperature alone), every preset, every plan of the profile."""
     info, scales = model.info, model.scales()
@@ -76,8 +76,8 @@ def evaluation_lineup(
     entries, left_out = presets_and_plans(info, scales, profile, ranks)
     none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
     cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
-    first = [Entry(EXACT, EXACT), Entry(UNGUIDED, "guidance", guidance=none)]
-    first.append(Entry(CONTROL, "temperature", cool))
+    first = [Row(EXACT, EXACT), Row(UNGUIDED, "guidance", guidance=none)]
+    first.append(Row(CONTROL, "temperature", cool))
     return lineup([*first, *entries], left_out, info, scales, sampling, tile)
 
 
@@ -86,7 +86,7 @@ def evaluate(
     suite: Suite,
     inputs: Inputs,
     kinds: Sequence[str],
-    made: Lineup,
+    made: Rows,
     sampling: Sampling,
     quality: Quality,
     batch: int,
@@ -208,7 +208,7 @@ def table(found: Evaluation) -> list[list[str]]:
     return [head, *(_cells(entry, found.figures[entry.name], suite) for entry in entries)]
 
 
-def _cells(entry: Entry, f: Mapping[str, Any], suite: Suite) -> list[str]:
+def _cells(entry: Row, f: Mapping[str, Any], suite: Suite) -> list[str]:
     same, kinds = entry.name == EXACT, [kind.name for kind in suite.kinds]
     return [
         entry.name,

@@ -60,4 +60,4 @@ class Suite:
     source: str | None = None
     beside: Mapping[str, Callable[[Tensor, Sequence[str]], Tensor]] = field(default_factory=dict)
     bounds: Callable[[], Figures] = dict
-    said: Mapping[str, str] = field(default_factory=dict)
+    description: Mapping[str, str] = field(default_factory=dict)

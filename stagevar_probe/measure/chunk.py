@@ -1,4 +1,4 @@
-"""Measure one chunk of images: the exact path observed, every arm scored."""
+"""Measure one chunk of images: the exact path observed, every intervention scored."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..metrics.images import cosine_similarity, psnr
 from ..metrics.protocol import Quality
 from ..observe.frequency import frequency_change
 from ..observe.observer import ExactObserver
-from .interventions import EXACT, Arm, Menu, run_chunk
+from .interventions import EXACT, Intervention, SearchSpace, run_chunk
 
 
 @torch.inference_mode()
 def measure_chunk(
     model: ScaleModel,
     inputs: Inputs,
-    menu: Menu,
-    arms: Sequence[Arm],
+    space: SearchSpace,
+    interventions: Sequence[Intervention],
     sampling: Sampling,
     quality: Quality,
     rank_images: int,
@@ -43,7 +43,7 @@ def measure_chunk(
         if name != EXACT:
             tables["psnr"][name] = psnr(images, exact[0]).clamp_max(99.0).tolist()
 
-    run_chunk(model, inputs, menu, arms, sampling, visit, observer)
+    run_chunk(model, inputs, space, interventions, sampling, visit, observer)
     final = quality.features(exact[0])
     semantic = [cosine_similarity(quality.features(p), final) for p in observer.pictures]
     structural = [1 - quality.perceptual(p, exact[0]) for p in observer.pictures]

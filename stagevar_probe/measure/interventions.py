@@ -1,9 +1,9 @@
 """Interventions: what happens to the final image when one thing changes from one scale on.
 
 A chunk of images is generated once by the exact path (and once per other guidance schedule). Before
-every scale the state is forked, each arm that starts there runs its own remaining scales, and the
-exact run goes on. With one seed an image all arms draw the same noise for the same token, so a
-difference is caused by the option alone.
+every scale the state is forked, each intervention that starts there runs its own remaining scales,
+and the exact run goes on. With one seed an image all interventions draw the same noise for the same
+token, so a difference is caused by the option alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EXACT = "exact"
 
 
 @dataclass(frozen=True)
-class Arm:
+class Intervention:
     """One intervention. ``scale`` is the first that differs from its schedule's trunk.
 
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
@@ -74,7 +74,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Menu:
+class SearchSpace:
     """What there is to choose from, by name."""
 
     schedules: dict[str, float | None]  # strength at every guided scale; None: as published
@@ -122,23 +122,33 @@ class Menu:
             return []
         return [PlanStep(scale=k, guidance_scale=strength) for k in range(until)]
 
-    def steps(self, arm: Arm, count: int) -> list[PlanStep]:
-        """The whole plan of an arm on a model of ``count`` scales."""
-        if arm.skip:
-            return [PlanStep(scale=k, run="skip") for k in range(arm.scale, arm.until or count)]
-        dropped = arm.scale if arm.variant else count
-        steps = self.strengths(arm.schedule, dropped)
-        if arm.variant:
-            steps += self.drop(arm.scale, count, arm.variant, arm.schedule)
-        if arm.part:
-            steps += [PlanStep(scale=k, null_keep=keep) for k, keep in self.parts[arm.part].items()]
-        if option := arm.option:
-            step = PlanStep(scale=arm.scale, **self.option(option, arm.scale))
-            steps = [s for s in steps if s.scale != arm.scale] + [step]
+    def steps(self, intervention: Intervention, count: int) -> list[PlanStep]:
+        """The whole plan of an intervention on a model of ``count`` scales."""
+        if intervention.skip:
+            return [
+                PlanStep(scale=k, run="skip")
+                for k in range(intervention.scale, intervention.until or count)
+            ]
+        dropped = intervention.scale if intervention.variant else count
+        steps = self.strengths(intervention.schedule, dropped)
+        if intervention.variant:
+            steps += self.drop(
+                intervention.scale, count, intervention.variant, intervention.schedule
+            )
+        if intervention.part:
+            steps += [
+                PlanStep(scale=k, null_keep=keep)
+                for k, keep in self.parts[intervention.part].items()
+            ]
+        if option := intervention.option:
+            step = PlanStep(scale=intervention.scale, **self.option(option, intervention.scale))
+            steps = [s for s in steps if s.scale != intervention.scale] + [step]
         return sorted(steps, key=lambda step: step.scale)
 
 
-def default_menu(info: ModelInfo, sampling: Sampling, scales: Sequence[ScaleSpec] = ()) -> Menu:
+def default_space(
+    info: ModelInfo, sampling: Sampling, scales: Sequence[ScaleSpec] = ()
+) -> SearchSpace:
     """Candidates for a model: they scale with its own guidance, not with one model's figures.
     Guidance on part of the tokens is among them where the ``scales`` are given.
 
@@ -173,7 +183,7 @@ def default_menu(info: ModelInfo, sampling: Sampling, scales: Sequence[ScaleSpec
     if guided and "null" in variants and info.guides_logits:
         whole = {f"guided {share:g}": _part(share, sampling, scales) for share in GUIDED_SHARES}
         parts = {name: part for name, part in whole.items() if part}
-    return Menu(schedules, variants, tokens, features, parts)
+    return SearchSpace(schedules, variants, tokens, features, parts)
 
 
 def _part(share: float, sampling: Sampling, scales: Sequence[ScaleSpec]) -> Part:
@@ -188,21 +198,26 @@ def _part(share: float, sampling: Sampling, scales: Sequence[ScaleSpec]) -> Part
 
 
 def possible(
-    menu: Menu, arms: Iterable[Arm], info: ModelInfo, sampling: Sampling, scales: Scales
-) -> list[Arm]:
-    """The arms whose plan this family can run (some refuse a branch, or drop guidance anyway)."""
+    space: SearchSpace,
+    interventions: Iterable[Intervention],
+    info: ModelInfo,
+    sampling: Sampling,
+    scales: Scales,
+) -> list[Intervention]:
+    """The interventions whose plan this family can run (some refuse a branch, or drop guidance
+    anyway)."""
 
-    def runs(arm: Arm) -> bool:
+    def runs(intervention: Intervention) -> bool:
         try:
-            compile_plan(menu.steps(arm, len(scales)), info, scales, sampling)
+            compile_plan(space.steps(intervention, len(scales)), info, scales, sampling)
         except ProfileError:
             return False
         return True
 
-    return [arm for arm in arms if runs(arm)]
+    return [intervention for intervention in interventions if runs(intervention)]
 
 
-def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
+def default_interventions(space: SearchSpace, scales: Sequence[ScaleSpec]) -> list[Intervention]:
     """Every single intervention worth running on this schedule of scales.
 
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
@@ -215,38 +230,45 @@ def default_arms(menu: Menu, scales: Sequence[ScaleSpec]) -> list[Arm]:
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
     left = [sum(s.tokens for s in scales[k:]) / total for k in range(count)]
-    arms = []
-    for name in menu.schedules:
+    interventions = []
+    for name in space.schedules:
         if name != PUBLISHED:
-            arms.append(Arm(name, 0, name))
-    for schedule in menu.schedules:
+            interventions.append(Intervention(name, 0, name))
+    for schedule in space.schedules:
         for k in range(1, count):
-            for variant in menu.variants:
+            for variant in space.variants:
                 plain = variant == "cond" and schedule == PUBLISHED
                 if left[k] < 0.02 or not (plain or scales[k].tokens >= LARGE * total):
                     continue
-                if schedule not in menu.joint(variant):
+                if schedule not in space.joint(variant):
                     continue
                 if variant == "delta" and not (scales[k - 1].is_map and scales[k].kind == "ar"):
                     continue
-                arms.append(Arm(f"{variant} from {k}, {schedule}", k, schedule, variant))
+                interventions.append(
+                    Intervention(f"{variant} from {k}, {schedule}", k, schedule, variant)
+                )
     large = [
         k for k in range(1, count) if scales[k].tokens >= 0.15 * total and scales[k].kind == "ar"
     ]
-    arms += [Arm(f"{t} at {k}", k, tokens=t) for k in large for t in menu.tokens]
-    arms += [Arm(f"{f} at {k}", k, features=f) for k in large for f in menu.features]
-    arms += [
-        Arm(f"{name} from {min(part)}", min(part), part=name) for name, part in menu.parts.items()
+    interventions += [Intervention(f"{t} at {k}", k, tokens=t) for k in large for t in space.tokens]
+    interventions += [
+        Intervention(f"{f} at {k}", k, features=f) for k in large for f in space.features
     ]
-    arms += [Arm(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)]
+    interventions += [
+        Intervention(f"{name} from {min(part)}", min(part), part=name)
+        for name, part in space.parts.items()
+    ]
+    interventions += [
+        Intervention(f"skip from {k}", k, skip=True) for k in range(max(1, count - SKIPPED), count)
+    ]
     sizable = [scale.tokens >= total / 8 for scale in scales]
-    arms += [
-        Arm(f"skip {start} to {stop - 1}", start, skip=True, until=stop)
+    interventions += [
+        Intervention(f"skip {start} to {stop - 1}", start, skip=True, until=stop)
         for start in range(1, count)
         for stop in range(start + 1, min(start + SKIPPED, count - 1) + 1)
         if all(sizable[start:stop])
     ]
-    return arms
+    return interventions
 
 
 Visit = Callable[[str, Tensor], None]
@@ -256,38 +278,43 @@ Visit = Callable[[str, Tensor], None]
 def run_chunk(
     model: ScaleModel,
     inputs: Inputs,
-    menu: Menu,
-    arms: Iterable[Arm],
+    space: SearchSpace,
+    interventions: Iterable[Intervention],
     sampling: Sampling,
     visit: Visit,
     observer: Observer | None = None,
 ) -> None:
-    """Generate a chunk by the exact path and by every arm; ``visit(name, images)`` each result.
+    """Generate a chunk by the exact path and by every intervention; ``visit(name, images)`` each
+    result.
 
     The exact images come first, under the name ``exact``; the observer sees that run alone.
     """
-    arms = list(arms)
+    interventions = list(interventions)
     scales = model.scales()
     conditioning = inputs.condition(model)
-    for schedule in dict.fromkeys([PUBLISHED, *(arm.schedule for arm in arms)]):
-        own = [arm for arm in arms if arm.schedule == schedule]
-        steps = menu.strengths(schedule, len(scales))
+    for schedule in dict.fromkeys(
+        [PUBLISHED, *(intervention.schedule for intervention in interventions)]
+    ):
+        own = [intervention for intervention in interventions if intervention.schedule == schedule]
+        steps = space.strengths(schedule, len(scales))
         plain = compile_plan(steps, model.info, scales, sampling)
         plans = {
-            arm.name: compile_plan(menu.steps(arm, len(scales)), model.info, scales, sampling)
-            for arm in own
+            intervention.name: compile_plan(
+                space.steps(intervention, len(scales)), model.info, scales, sampling
+            )
+            for intervention in own
         }
         trunk = _storing(plain, plans.values())
         state = start(model, conditioning, trunk, list(inputs.seeds))
         results: dict[str, Tensor] = {}
         for step in trunk:
             k = step.scale.index
-            for arm in own:
-                if arm.scale == k and plans[arm.name][k:] != plain[k:]:
+            for intervention in own:
+                if intervention.scale == k and plans[intervention.name][k:] != plain[k:]:
                     twin = state.fork()
-                    for changed in plans[arm.name][k:]:
+                    for changed in plans[intervention.name][k:]:
                         advance(model, twin, changed, sampling)
-                    results[arm.name] = model.decode(twin)
+                    results[intervention.name] = model.decode(twin)
             advance(
                 model, state, step, sampling, observer=observer if schedule == PUBLISHED else None
             )
@@ -298,7 +325,8 @@ def run_chunk(
 
 
 def _storing(trunk: Plan, plans: Iterable[Plan]) -> Plan:
-    """The trunk, keeping the hidden states and differences that any arm will look back at."""
+    """The trunk, keeping the hidden states and differences that any intervention will look back
+    at."""
     needed: list[set[int]] = [set(step.store) for step in trunk]
     difference = [step.keep_difference for step in trunk]
     for plan in plans:

@@ -17,7 +17,7 @@ from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
 from .costs import Costs
-from .interventions import Arm, Menu
+from .interventions import Intervention, SearchSpace
 
 VERSION = 1
 KIND = "stagevar-measurements"
@@ -33,16 +33,16 @@ class Measurements:
     """What was measured on the calibration inputs; scores per image, in the order of the inputs.
 
     ``job`` says what was run (model, inputs, sampling, metric, hardware). ``smooth`` and ``score``
-    hold, by arm, one value an image (:class:`~stagevar_probe.metrics.quality.Quality`); ``psnr``
-    dB to the exact image. ``sensitivity[scale][name]``; ``ranks``: one dict a (scale, group,
-    branch, centring) with one value an image for each measure; ``semantic`` and ``structural``
-    ``[image][scale]``; ``low`` and ``high`` frequency change. ``costs`` from :mod:`.cost`.
-    ``validation``: held-out figures by plan.
+    hold, by intervention, one value an image (:class:`~stagevar_probe.metrics.quality.Quality`);
+    ``psnr`` dB to the exact image. ``sensitivity[scale][name]``; ``ranks``: one dict a (scale,
+    group, branch, centring) with one value an image for each measure; ``semantic`` and
+    ``structural`` ``[image][scale]``; ``low`` and ``high`` frequency change. ``costs`` from
+    :mod:`.cost`. ``validation``: held-out figures by plan.
     """
 
     job: dict[str, Any]
-    menu: Menu
-    arms: list[Arm]
+    space: SearchSpace
+    interventions: list[Intervention]
     smooth: dict[str, list[float]] = field(default_factory=dict)
     score: dict[str, list[float]] = field(default_factory=dict)
     psnr: dict[str, list[float]] = field(default_factory=dict)
@@ -75,17 +75,18 @@ class Measurements:
             else:
                 self.ranks.append(row)
 
-    def losses(self, arm: str, table: str = "smooth") -> NDArray[np.float64]:
-        """Exact minus arm for every image that has both."""
+    def losses(self, intervention: str, table: str = "smooth") -> NDArray[np.float64]:
+        """Exact minus intervention for every image that has both."""
         values = getattr(self, table)
-        mine = np.asarray(values[arm])
+        mine = np.asarray(values[intervention])
         return np.asarray(values["exact"])[: len(mine)] - mine
 
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
         out = asdict(self)
+        out["menu"], out["arms"] = out.pop("space"), out.pop("interventions")  # names of version 1
         for kind in ("tokens", "features"):
-            options = getattr(self.menu, kind)
+            options = getattr(self.space, kind)
             out["menu"][kind] = {n: o.model_dump(mode="json") for n, o in options.items()}
         if self.costs:
             out["costs"] = asdict(self.costs) | {
@@ -114,7 +115,7 @@ class Measurements:
             absent = [key for key in JOB_KEYS if key not in data["job"]]
             if absent or not data["smooth"].get("exact"):
                 raise ValueError(f"nothing about {absent[0] if absent else 'the exact path'}")
-            menu = Menu(
+            space = SearchSpace(
                 schedules=dict(data["menu"]["schedules"]),
                 variants={n: (b, t) for n, (b, t) in data["menu"]["variants"].items()},
                 tokens={
@@ -132,8 +133,8 @@ class Measurements:
             costs = data["costs"]
             return cls(
                 job=data["job"],
-                menu=menu,
-                arms=[Arm(**arm) for arm in data["arms"]],
+                space=space,
+                interventions=[Intervention(**intervention) for intervention in data["arms"]],
                 sensitivity={int(k): v for k, v in data["sensitivity"].items()},
                 costs=None
                 if costs is None
@@ -208,7 +209,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
     """
     first = parts[0]
     job = first.job | {"inputs": dict(first.job["inputs"])}
-    out = Measurements(job, first.menu, first.arms, costs=first.costs)
+    out = Measurements(job, first.space, first.interventions, costs=first.costs)
     for part, source in zip(parts, sources, strict=True):
         for key in [key for key in (*JOB_KEYS, *NEWER_KEYS) if key not in INPUT_KEYS]:
             if part.job.get(key) != first.job.get(key):
@@ -216,7 +217,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
                     f"{source}: its {key} is {part.job.get(key)}, that of {sources[0]} is "
                     f"{first.job.get(key)}; only jobs that differ in their inputs can be merged"
                 )
-        if (part.menu, part.arms) != (first.menu, first.arms):
+        if (part.space, part.interventions) != (first.space, first.interventions):
             raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")
         whole = len(out.smooth.get("exact", ()))
         chunk = {name: getattr(part, name) for name in _TABLES}

@@ -14,7 +14,7 @@ from stagevar_runtime.loop.engine import Observer, advance, start
 from stagevar_runtime.loop.plan import Plan, ScaleStep, exact_plan
 from stagevar_runtime.model.protocol import ScaleModel, State
 from stagevar_runtime.model.sampling import Sampling
-from stagevar_runtime.options.low_rank import Bases, Features, Place, features_of
+from stagevar_runtime.options.low_rank import Bases, LowRank, Place, low_rank_of
 from stagevar_runtime.profile import PlanStep
 
 from ..datasets.inputs import Inputs
@@ -30,7 +30,7 @@ class Moments(Observer):
     Both guidance branches count. Memory: d² numbers a scale, group and layer.
     """
 
-    def __init__(self, features: Features, scales: Iterable[int]) -> None:
+    def __init__(self, features: LowRank, scales: Iterable[int]) -> None:
         self.features, self.scales = features, set(scales)
         self.scale = -1
         self.count: dict[Place, int] = {}  # tokens seen by each block
@@ -106,7 +106,7 @@ def measure_bases(
 
     ``ranks``: how many are kept at each scale (:func:`measured_ranks`).
     """
-    moments = Moments(features_of(model), ranks)
+    moments = Moments(low_rank_of(model), ranks)
     plan = exact_plan(model.info, model.scales(), sampling)
     inputs = inputs.chunk(0, BASIS_IMAGES)
     with moments.watching():
@@ -133,11 +133,11 @@ def without_bases(measured: Measurements, bases: Bases | None) -> Measurements:
     held: dict[int, int] = {}
     for place, vectors in bases.vectors.items() if bases else ():
         held[place[0]] = vectors.shape[1]
-    arms = [
-        arm
-        for arm in measured.arms
-        if arm.features is None
-        or (option := measured.menu.features[arm.features]).basis != "pca"
-        or option.rank <= held.get(arm.scale, 0)
+    interventions = [
+        intervention
+        for intervention in measured.interventions
+        if intervention.features is None
+        or (option := measured.space.features[intervention.features]).basis != "pca"
+        or option.rank <= held.get(intervention.scale, 0)
     ]
-    return replace(measured, arms=arms)
+    return replace(measured, interventions=interventions)

@@ -23,7 +23,7 @@ TAIL = 3  # scales averaged by the "tail" plateau
 
 
 @dataclass(frozen=True)
-class Boundary:
+class BoundaryEstimate:
     """``scale``: after it the curve stays at its plateau. ``low``, ``high``: interval of it.
 
     ``plateau`` and ``band`` are in the curve's own unit: settled means |mean - plateau| <= band.
@@ -67,7 +67,7 @@ def boundary(
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
-) -> Boundary:
+) -> BoundaryEstimate:
     """First scale from which the mean of ``curves`` ``(prompts, K)`` stays at its plateau.
 
     Similarities that rise and distances that fall are treated alike. ``tolerance`` is a share of
@@ -87,11 +87,11 @@ def boundary(
     draws, _, _ = settled_from(means, tolerance, plateau, relative)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(draws, tails, method="inverted_cdf")
-    return Boundary(int(found[0]), int(low), int(high), float(levels[0]), float(bands[0]))
+    return BoundaryEstimate(int(found[0]), int(low), int(high), float(levels[0]), float(bands[0]))
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageEstimates:
     """First scale of the structure and of the refinement stage, intervals and evidence."""
 
     structure: int
@@ -113,7 +113,7 @@ def find_stages(
     semantic_name: str = "semantic similarity",
     structural_name: str = "structural similarity",
     seed: int = 0,
-) -> Stages:
+) -> StageEstimates:
     """Cut the K scales into three stages from curves ``(prompts, K)`` measured after each scale.
 
     A stage begins at the scale *after* the one that settles its curve (the settling scale was
@@ -133,7 +133,7 @@ def find_stages(
     refinement = max(structure, begins(layout.scale))
     low = begins(meaning.low), begins(meaning.high)
     high = max(low[0], begins(layout.low)), max(low[1], begins(layout.high))
-    return Stages(
+    return StageEstimates(
         structure,
         low,
         refinement,
@@ -143,7 +143,7 @@ def find_stages(
     )
 
 
-def _evidence(name: str, found: Boundary, prompts: int) -> str:
+def _evidence(name: str, found: BoundaryEstimate, prompts: int) -> str:
     return (
         f"{name} stays within {found.band:.3g} of its plateau {found.plateau:.3g} "
         f"after scale {found.scale} (95 % {found.low} to {found.high}, {prompts} prompts)"

@@ -11,7 +11,7 @@ from stagevar_runtime.loop.engine import generate
 from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile import Profile, Target
+from stagevar_runtime.profile import Profile, TargetResult
 
 from ..calibrate.profile import ALPHA, group_means
 from ..datasets.inputs import Inputs
@@ -77,7 +77,7 @@ def report_data(
     )
 
 
-def _verdict(best: dict[str, Any] | None, target: Target) -> str:
+def _verdict(best: dict[str, Any] | None, target: TargetResult) -> str:
     if best is None:
         return "Nothing was validated on held-out inputs."
     loss, low, high = best["loss"]
@@ -194,20 +194,23 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
             )
         )
     effects = {
-        variant: [a for a in measured.arms if a.variant == variant and a.schedule == PUBLISHED]
-        for variant in measured.menu.variants
+        variant: [
+            a for a in measured.interventions if a.variant == variant and a.schedule == PUBLISHED
+        ]
+        for variant in measured.space.variants
     }
     images = len(measured.smooth["exact"])
     whole = {
-        variant: {a.scale: a for a in arms}
-        for variant, arms in effects.items()
-        if arms and all(len(measured.smooth.get(a.name, ())) == images for a in arms)
+        variant: {a.scale: a for a in interventions}
+        for variant, interventions in effects.items()
+        if interventions
+        and all(len(measured.smooth.get(a.name, ())) == images for a in interventions)
     }
     shared = sorted(set.intersection(*map(set, whole.values()))) if whole else []
     if shared:  # a variant may begin later than another: what all of them have is drawn
         series = {
-            variant: _band(np.array([measured.losses(arms[k].name) for k in shared]).T)
-            for variant, arms in whole.items()
+            variant: _band(np.array([measured.losses(interventions[k].name) for k in shared]).T)
+            for variant, interventions in whole.items()
         }
         at = [names[k] for k in shared]
         figures.append(
@@ -328,19 +331,19 @@ def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None
 def _tables(measured: Measurements, names: list[str]) -> list[Any]:
     images = len(measured.smooth["exact"])
     rows = []
-    for arm in measured.arms:
-        values = measured.smooth.get(arm.name, [])
+    for intervention in measured.interventions:
+        values = measured.smooth.get(intervention.name, [])
         if not values:
             continue
-        mean, low, high = _band(measured.losses(arm.name))
+        mean, low, high = _band(measured.losses(intervention.name))
         given_up = f"given up after {len(values)}" if len(values) < images else str(len(values))
         rows.append(
             [
-                arm.name,
-                names[arm.scale],
+                intervention.name,
+                names[intervention.scale],
                 f"{mean[0]:+.4f}",
                 f"{low[0]:+.4f} to {high[0]:+.4f}",
-                f"{np.mean(measured.psnr[arm.name]):.1f}",
+                f"{np.mean(measured.psnr[intervention.name]):.1f}",
                 given_up,
             ]
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.comparison import LOOKED, Comparison, cells, disturbance, head, pareto
-from ..compare.questions import Answer
+from ..compare.questions import Finding
 from ..validate.rows import EXACT
 from . import plots
 from .html import ReportData, TableData, write_report
@@ -15,14 +15,14 @@ SHOWN = ("exact", "guidance", "preset", "plan", "skip")  # kinds whose pictures 
 
 
 def write_comparison(
-    path: Path, found: Comparison, given: list[Answer], job: dict[str, Any], command: str
+    path: Path, found: Comparison, given: list[Finding], job: dict[str, Any], command: str
 ) -> None:
     """Write the report of a comparison, whole or not at all."""
     write_report(comparison_data(found, given, job, command), path)
 
 
 def comparison_data(
-    found: Comparison, given: list[Answer], job: dict[str, Any], command: str
+    found: Comparison, given: list[Finding], job: dict[str, Any], command: str
 ) -> ReportData:
     """Everything the report shows. ``job``: what was run, as in the JSON."""
     front = pareto(found.figures)
@@ -81,7 +81,7 @@ def _plot(found: Comparison, front: set[str]) -> str:
     return plots.frontier(points[True], None, loss_name, points[False])
 
 
-def _answer_table(answer: Answer) -> TableData:
+def _answer_table(answer: Finding) -> TableData:
     header, *lines = answer.table or [[""]]
     return TableData(title=answer.question, header=header, rows=lines[:60], caption=answer.sentence)
 

@@ -16,12 +16,13 @@ from .milp import FULL, Problem, Solution
 
 
 def problem_from(measured: Measurements, budget: float, caution: float = 0.0) -> Problem:
-    """The solver's problem: measured costs, and the mean loss of every arm that was run to the end.
+    """The solver's problem: measured costs, and the mean loss of every intervention that was run to
+    the end.
 
     ``caution`` standard errors are added to every mean, so that options that only seem free (or a
     gain) by the luck of few images are left. Losses that cannot fall with an earlier start are
-    smoothed (:mod:`.isotonic`). Arms that were given up early (hopeless after the first images)
-    cannot be chosen.
+    smoothed (:mod:`.isotonic`). Interventions that were given up early (hopeless after the first
+    images) cannot be chosen.
     """
     if measured.costs is None:
         raise CalibrationError("the measurements hold no costs: calibrate again")
@@ -34,24 +35,24 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     part: dict[str, float] = {}
     count = len(measured.job["scales"])
     smooth = smoothed(measured)
-    for arm in measured.arms:
-        if len(measured.smooth.get(arm.name, ())) < images:
+    for intervention in measured.interventions:
+        if len(measured.smooth.get(intervention.name, ())) < images:
             continue
-        losses = measured.losses(arm.name)
-        loss = smooth.get(arm.name, float(losses.mean()))
+        losses = measured.losses(intervention.name)
+        loss = smooth.get(intervention.name, float(losses.mean()))
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
-        if arm.skip:
-            skip[arm.scale, arm.until or count] = loss
-        elif arm.part:
-            part[arm.part] = loss
-        elif option := arm.option:
-            tokens[arm.scale, option] = loss
-        elif arm.variant and arm.schedule == PUBLISHED:
-            drop[arm.scale, arm.variant] = loss
-        elif arm.variant:
-            joint[arm.schedule, arm.scale, arm.variant] = loss
+        if intervention.skip:
+            skip[intervention.scale, intervention.until or count] = loss
+        elif intervention.part:
+            part[intervention.part] = loss
+        elif option := intervention.option:
+            tokens[intervention.scale, option] = loss
+        elif intervention.variant and intervention.schedule == PUBLISHED:
+            drop[intervention.scale, intervention.variant] = loss
+        elif intervention.variant:
+            joint[intervention.schedule, intervention.scale, intervention.variant] = loss
         else:
-            schedules[arm.schedule] = loss
+            schedules[intervention.schedule] = loss
     joint = {key: loss for key, loss in joint.items() if key[0] in schedules}
     return Problem(
         scales=count,
@@ -62,18 +63,20 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         schedules=schedules,
         joint_loss=joint,
         part_loss=part,
-        apart=frozenset(n for n, (branch, _) in measured.menu.variants.items() if branch == "null"),
+        apart=frozenset(
+            n for n, (branch, _) in measured.space.variants.items() if branch == "null"
+        ),
         budget=budget,
     )
 
 
 def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]:
     """The plan steps a solution stands for."""
-    menu, count = measured.menu, len(solution.choices)
+    space, count = measured.space, len(solution.choices)
     until = solution.drop[0] if solution.drop else count
     fields: dict[int, dict[str, Any]] = {
         step.scale: step.model_dump(exclude_defaults=True)
-        for step in menu.strengths(solution.schedule, until)
+        for step in space.strengths(solution.schedule, until)
     }
     for choice in solution.choices:
         own = fields.setdefault(choice.scale, {"scale": choice.scale})
@@ -81,12 +84,12 @@ def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]
             fields[choice.scale] = {"scale": choice.scale, "run": "skip"}
             continue
         if choice.guidance != FULL:
-            guidance, temperature = menu.variants[choice.guidance]
+            guidance, temperature = space.variants[choice.guidance]
             own |= {"guidance": guidance, "temperature": temperature}
             if guidance == "delta":
-                own["guidance_scale"] = menu.schedules[solution.schedule]
+                own["guidance_scale"] = space.schedules[solution.schedule]
         if choice.tokens != FULL:
-            own |= menu.option(choice.tokens, choice.scale)
+            own |= space.option(choice.tokens, choice.scale)
     steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
     return _without_repeats(steps)
 

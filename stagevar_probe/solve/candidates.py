@@ -16,7 +16,7 @@ from stagevar_runtime.profile import PlanStep
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from .build import problem_from, steps_of
-from .milp import FULL, Problem, Solution, exact_plan, frontier, ladder, solve
+from .milp import FULL, Problem, Solution, exact_plan, frontier, least_loss_per_speed, solve
 from .target import BUDGETS, significantly_worse
 
 CAUTION = (0.0, 1.0, 2.0)  # standard errors: the least of many losses is often a lucky one
@@ -69,7 +69,7 @@ def field(measured: Measurements, max_loss: float, cool: bool = False) -> list[C
     for losses in published[:2]:
         single = {span: x for span, x in losses.skip_loss.items() if span[1] - span[0] == 1}
         whole = replace(losses, token_loss={}, skip_loss=single)
-        rungs += ladder(whole, RUNGS, LOOSEST * loosest)
+        rungs += least_loss_per_speed(whole, RUNGS, LOOSEST * loosest)
     distinct: dict[tuple[PlanStep, ...], Candidate] = {}
     parts = ([*drops, *chosen], WIDE), (unchanged, UNCHANGED), (rungs, len(rungs))
     for group, size in parts:
@@ -102,7 +102,7 @@ def cooler(
     return tuple(own[k] for k in sorted(own))
 
 
-def suits(figures: Mapping[str, Any], max_loss: float) -> bool:
+def cooler_helps(figures: Mapping[str, Any], max_loss: float) -> bool:
     """Whether the exact path sampled cooler is nearer to real pictures, and loses little."""
     share = min(BUDGETS.values())
     return "kid_loss" in figures and figures["kid_loss"][0] < 0 and keeps(figures, share * max_loss)
@@ -160,7 +160,7 @@ def keeps(figures: Mapping[str, Any], budget: float) -> bool:
     return loss <= budget and not significantly_worse(figures)
 
 
-def hopeless(figures: Mapping[str, Any], max_loss: float) -> bool:
+def stop_early(figures: Mapping[str, Any], max_loss: float) -> bool:
     """Whether a candidate on few inputs is beyond the loosest budget, or worse in distribution."""
 
     def beyond(interval: Sequence[float], limit: float) -> bool:
@@ -171,7 +171,7 @@ def hopeless(figures: Mapping[str, Any], max_loss: float) -> bool:
     return beyond(figures["smooth_loss"], loosest) or beyond(figures.get("kid_loss", (0, 0, 0)), 0)
 
 
-def winners(
+def shortlist(
     candidates: Sequence[Candidate], figures: Mapping[str, Mapping[str, Any]], max_loss: float
 ) -> dict[str, list[Candidate]]:
     """For every budget the candidates that keep it, fast to slow."""

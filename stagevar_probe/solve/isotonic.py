@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from ..measure.interventions import Arm
+from ..measure.interventions import Intervention
 from ..measure.measurements import Measurements
 
 LEVEL = 0.99  # of the interval that a rise must leave, shared by the pairs of a curve
@@ -22,11 +22,11 @@ LEVEL = 0.99  # of the interval that a rise must leave, shared by the pairs of a
 
 @dataclass(frozen=True)
 class Curve:
-    """Arms that differ in where they begin, with their mean losses. ``breaks``: pairs of scales
-    of which the later start loses more, beyond noise."""
+    """Interventions that differ in where they begin, with their mean losses. ``breaks``: pairs of
+    scales of which the later start loses more, beyond noise."""
 
     name: str
-    arms: tuple[Arm, ...]
+    interventions: tuple[Intervention, ...]
     measured: tuple[float, ...]
     smooth: tuple[float, ...]
     breaks: tuple[tuple[int, int], ...]
@@ -38,34 +38,38 @@ class Curve:
 
 
 def curves(measured: Measurements) -> list[Curve]:
-    """Every family of arms that should be monotone, those that were run on all images."""
+    """Every family of interventions that should be monotone, those that were run on all images."""
     images = len(measured.smooth["exact"])
-    families: dict[str, list[Arm]] = {}
-    for arm in measured.arms:
-        if len(measured.smooth.get(arm.name, ())) < images or arm.tokens:
+    families: dict[str, list[Intervention]] = {}
+    for intervention in measured.interventions:
+        if len(measured.smooth.get(intervention.name, ())) < images or intervention.tokens:
             continue
-        if arm.skip:
-            name = "skip" if arm.until is None else f"skip to {arm.until - 1}"
-            families.setdefault(name, []).append(arm)
-        elif arm.variant and measured.menu.variants[arm.variant][1] is None:
-            families.setdefault(f"{arm.variant}, {arm.schedule}", []).append(arm)
+        if intervention.skip:
+            name = "skip" if intervention.until is None else f"skip to {intervention.until - 1}"
+            families.setdefault(name, []).append(intervention)
+        elif intervention.variant and measured.space.variants[intervention.variant][1] is None:
+            families.setdefault(f"{intervention.variant}, {intervention.schedule}", []).append(
+                intervention
+            )
     return [
-        _curve(name, sorted(arms, key=lambda arm: arm.scale), measured)
-        for name, arms in families.items()
-        if len(arms) > 1
+        _curve(name, sorted(interventions, key=lambda intervention: intervention.scale), measured)
+        for name, interventions in families.items()
+        if len(interventions) > 1
     ]
 
 
-def _curve(name: str, arms: list[Arm], measured: Measurements) -> Curve:
+def _curve(name: str, interventions: list[Intervention], measured: Measurements) -> Curve:
     from sklearn.isotonic import IsotonicRegression
 
-    table = np.array([measured.losses(arm.name) for arm in arms])
+    table = np.array([measured.losses(intervention.name) for intervention in interventions])
     means = table.mean(1)
-    smooth = IsotonicRegression(increasing=False).fit_transform(np.arange(len(arms)), means)
-    scales = [arm.scale for arm in arms]
+    smooth = IsotonicRegression(increasing=False).fit_transform(
+        np.arange(len(interventions)), means
+    )
+    scales = [intervention.scale for intervention in interventions]
     return Curve(
         name,
-        tuple(arms),
+        tuple(interventions),
         tuple(float(x) for x in means),
         tuple(float(x) for x in smooth),
         tuple((scales[i], scales[j]) for i, j in _breaks(table)),
@@ -82,11 +86,11 @@ def _breaks(table: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def smoothed(measured: Measurements) -> dict[str, float]:
-    """Mean loss by arm, after smoothing."""
+    """Mean loss by intervention, after smoothing."""
     return {
-        arm.name: loss
+        intervention.name: loss
         for curve in curves(measured)
-        for arm, loss in zip(curve.arms, curve.losses, strict=True)
+        for intervention, loss in zip(curve.interventions, curve.losses, strict=True)
     }
 
 

@@ -29,8 +29,8 @@ __all__ = [
     "Solution",
     "exact_plan",
     "frontier",
-    "gentlest",
-    "ladder",
+    "least_loss",
+    "least_loss_per_speed",
     "solve",
 ]
 
@@ -257,7 +257,7 @@ def solve(
     return model.fastest(limit) or replace(exact_plan(problem, limit), feasible=False)
 
 
-def gentlest(
+def least_loss(
     problem: Problem, max_ms: float, *, allow_gains: bool = False, time_limit_s: float = 30.0
 ) -> Solution:
     """The plan that loses least within ``max_ms`` of loop time; among those the fastest.
@@ -315,7 +315,7 @@ def frontier(
     return [replace(plan, budget=plan.loss) for plan in found]
 
 
-def ladder(
+def least_loss_per_speed(
     problem: Problem, rungs: int, max_loss: float, *, time_limit_s: float = 30.0
 ) -> list[Solution]:
     """The plan of least loss at every pace, slow to fast, whatever faster plans promise.

@@ -9,7 +9,7 @@ from typing import Any
 from stagevar_runtime.errors import CalibrationError
 
 from ..measure.costs import Costs
-from .milp import gentlest, solve
+from .milp import least_loss, solve
 from .problem import Problem, Solution
 
 BUDGETS = {"quality": 0.5, "balanced": 1.0, "fast": 3.0}  # of the loss that was asked for
@@ -17,7 +17,7 @@ PACES = {"quality": 0.5, "balanced": 1.0, "fast": 1.5}  # of the speed-up that w
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """At most ``max_loss``; or the least loss with ``min_speedup`` (end to end, against exact) or
     within ``max_ms`` (end to end, an image). ``loss_asked``: the loss counts with a speed too.
     """
@@ -57,7 +57,7 @@ class Goal:
                 f"most {exact / costs.decode_ms:.2f}x can be had. Ask for less"
             )
         return {
-            name: gentlest(problem, exact / (1 + pace * (wanted - 1)) - costs.decode_ms)
+            name: least_loss(problem, exact / (1 + pace * (wanted - 1)) - costs.decode_ms)
             for name, pace in PACES.items()
         }
 
@@ -83,7 +83,7 @@ class Goal:
             short = max(short, figures["total_ms"] / figures["batch"] / self.max_ms)
         return factor * min(1.5, max(1.02, short))
 
-    def said(self, metric: str) -> str:
+    def description(self, metric: str) -> str:
         """In words."""
         parts = []
         if not self.by_speed or self.loss_asked:

@@ -15,7 +15,7 @@ EXACT = "exact"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Row:
     """One row of a comparison.
 
     ``kind``: exact, guidance, temperature, preset, plan, drop, tokens, features, skip or joint.
@@ -41,13 +41,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Lineup:
+class Rows:
     """The entries that can be run, with their plans, and why the others cannot.
 
     ``same``: entries whose plan is that of an earlier one, which is run for both.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Row, ...]
     plans: Mapping[str, Plan]
     same: Mapping[str, str]
     left_out: Mapping[str, str]

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..loop.plan import Plan, ScaleStep
 from ..loop.scale import Network, Watch, draws, run_scale
-from ..model.kvcache import KVCache, Room
-from ..model.lru import Recent
+from ..model.kvcache import KVBuffer, KVCache
+from ..model.lru import LRU
 from ..model.protocol import ModelInfo, ScaleModel, State, map_tensors
 from .recorder import Recorder
 
@@ -55,14 +55,14 @@ class Snapshot:
         return cls(
             [replace(cache) for cache in state.kv],
             dict(state.rows),
-            dict(state.features),
+            dict(state.stored),
             dict(state.extra),
         )
 
     def restore(self, state: State) -> None:
         """Make it so again."""
         state.kv = [replace(cache) for cache in self.kv]
-        state.rows, state.features = dict(self.rows), dict(self.features)
+        state.rows, state.stored = dict(self.rows), dict(self.features)
         state.extra = dict(self.extra)
 
 
@@ -96,17 +96,17 @@ class Graph:
 
 
 @dataclass
-class Slot:
+class ScaleGraph:
     """What is known of one scale: its graph, if it has one, and what to say of it."""
 
-    said: str = "not recorded yet"
+    description: str = "not recorded yet"
     graph: Graph | None = None
     right: int = 0
     closed: bool = False  # runs eagerly for good
 
     def close(self, said: str) -> None:
         """Give up on a graph, and say why."""
-        self.said, self.graph, self.closed = said, None, True
+        self.description, self.graph, self.closed = said, None, True
 
 
 @dataclass
@@ -120,25 +120,25 @@ class Shape:
     owner: Graphs
     row_tokens: int
     capacity: int
-    slots: dict[int, Slot] = field(default_factory=dict)
+    recorded_scales: dict[int, ScaleGraph] = field(default_factory=dict)
     block: list[Tensor] = field(default_factory=list)
     inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
-    rooms: list[Room] = field(default_factory=list)
+    buffers: list[KVBuffer] = field(default_factory=list)
     generations: int = 0
 
     def begin(self, state: State) -> None:
         """Move a fresh state's conditioning and caches to where graphs read them."""
         self.generations += 1
         if self.generations == 1:
-            for cache, room in zip(state.kv, self.owner.rooms, strict=False):
-                cache.room = room  # used where it is large enough
+            for cache, buffer in zip(state.kv, self.owner.buffers, strict=False):
+                cache.buffer = buffer  # used where it is large enough
             return
-        if not self.rooms:
-            self.rooms = self.owner.rooms_of(self.block, self.row_tokens)
+        if not self.buffers:
+            self.buffers = self.owner.rooms_of(self.block, self.row_tokens)
         rows = state.batch * len(state.branches)
-        for cache, room, seen in zip(state.kv, self.rooms, self.block, strict=True):
-            cache.room, cache.capacity = room, self.capacity
-            cache.k, cache.v = room.laid_out((rows, seen.shape[1], self.capacity, seen.shape[3]))
+        for cache, buffer, seen in zip(state.kv, self.buffers, self.block, strict=True):
+            cache.buffer, cache.capacity = buffer, self.capacity
+            cache.k, cache.v = buffer.laid_out((rows, seen.shape[1], self.capacity, seen.shape[3]))
         fresh = (state.rows, state.extra)
         if self.inputs is None:  # copies: the caller's conditioning must not change later
             self.inputs = map_tensors(fresh, torch.clone)
@@ -150,36 +150,43 @@ class Shape:
         self, model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
     ) -> Tensor:
         """Logits of this scale, as :func:`~stagevar_runtime.loop.scale.run_scale` gives them."""
-        slot = self.slots.setdefault(step.scale.index, Slot())
-        if draws(step) and not slot.closed:
-            slot.close("draws random numbers")
-        if self.generations == 1 or slot.closed or self.owner.off:
+        recorded = self.recorded_scales.setdefault(step.scale.index, ScaleGraph())
+        if draws(step) and not recorded.closed:
+            recorded.close("draws random numbers")
+        if self.generations == 1 or recorded.closed or self.owner.off:
             logits = run_scale(model, state, step, watch)
             self.block = self.block or [_like(c.k) for c in state.kv if c.k is not None]
             return logits
-        before = Snapshot.of(state) if slot.right < CHECKS else None
+        before = Snapshot.of(state) if recorded.right < CHECKS else None
         try:
             if before is None:
-                return self._replayed(slot, model, state, step)
-            return self._tried(slot, before, model, state, step)
+                return self._replayed(recorded, model, state, step)
+            return self._tried(recorded, before, model, state, step)
         except Exception as error:
-            slot.close(f"failed ({_brief(error)})")
+            recorded.close(f"failed ({_brief(error)})")
             self.owner.failed(error)
             if before is not None:
                 before.restore(state)
             return run_scale(model, state, step, watch)
 
-    def _replayed(self, slot: Slot, model: ScaleModel, state: State, step: ScaleStep) -> Tensor:
-        graph = slot.graph
+    def _replayed(
+        self, recorded: ScaleGraph, model: ScaleModel, state: State, step: ScaleStep
+    ) -> Tensor:
+        graph = recorded.graph
         if graph is None or not graph.load(state):
-            slot.close("its inputs were of another kind")
+            recorded.close("its inputs were of another kind")
             return run_scale(model, state, step)
         graph.replay()
         graph.after.restore(state)
         return graph.logits
 
     def _tried(
-        self, slot: Slot, before: Snapshot, model: ScaleModel, state: State, step: ScaleStep
+        self,
+        recorded: ScaleGraph,
+        before: Snapshot,
+        model: ScaleModel,
+        state: State,
+        step: ScaleStep,
     ) -> Tensor:
         """Run eagerly, then by graph (recorded now if there is none), and compare the two."""
 
@@ -189,36 +196,36 @@ class Shape:
 
         logits = eagerly()
         ran = Snapshot.of(state)
-        wanted = [t.clone() for t in (logits, *_tensors(state.features))]
+        wanted = [t.clone() for t in (logits, *_tensors(state.stored))]
         recorder = self.owner.recorder
-        if slot.graph is None:
+        if recorded.graph is None:
             eager_ms = recorder.time_ms(eagerly)
             before.restore(state)
             inputs, caches = list(_inputs(state)), _places(state.kv)
             replay, logits = recorder.record(eagerly)
             after = Snapshot.of(state)
-            slot.graph = Graph(replay, inputs, caches, state.narrow, logits, after)
+            recorded.graph = Graph(replay, inputs, caches, state.narrow, logits, after)
         else:
             before.restore(state)
             eager_ms = 0.0
-            if not slot.graph.load(state):
+            if not recorded.graph.load(state):
                 return eagerly()
-        graph = slot.graph
-        _spoil(before.kv, ran.kv)
+        graph = recorded.graph
+        _poison(before.kv, ran.kv)
         graph.replay()
         graph.after.restore(state)
-        error = _error(wanted, [graph.logits, *_tensors(state.features)])
+        error = _error(wanted, [graph.logits, *_tensors(state.stored)])
         limit = TOLERANCE.get(model.dtype, HALF_TOLERANCE) * max(1.0, float(wanted[0].abs().max()))
         if not error <= limit:
-            slot.close(f"graph was off by {error:.2g}")
-            logger.warning("scale %d runs eagerly: %s", step.scale.index, slot.said)
+            recorded.close(f"graph was off by {error:.2g}")
+            logger.warning("scale %d runs eagerly: %s", step.scale.index, recorded.description)
             return eagerly()
-        slot.right += 1
+        recorded.right += 1
         if eager_ms:
             graph_ms = recorder.time_ms(graph.replay)
-            slot.said = f"{eager_ms / max(graph_ms, 1e-6):.2f}x"
+            recorded.description = f"{eager_ms / max(graph_ms, 1e-6):.2f}x"
             if graph_ms > FASTER * eager_ms:
-                slot.close(f"graph no faster ({slot.said})")
+                recorded.close(f"graph no faster ({recorded.description})")
                 return eagerly()
         return graph.logits
 
@@ -229,8 +236,8 @@ class Graphs:
     def __init__(self, info: ModelInfo, recorder: Recorder, limit: int = SHAPES) -> None:
         self.info, self.recorder = info, recorder
         self.off = ""  # why nothing is recorded or replayed any more
-        self.shapes: Recent[Shape] = Recent(limit)
-        self.rooms: list[Room] = []
+        self.shapes: LRU[Shape] = LRU(limit)
+        self.buffers: list[KVBuffer] = []
         self._last: Shape | None = None
         self._failures = 0
 
@@ -256,20 +263,20 @@ class Graphs:
         step = replace(step, asked=None, temperature=1.0, smooth=True, keep_difference=False)
         return replace(step, weights=None) if self.info.guides_logits else step
 
-    def rooms_of(self, block: list[Tensor], row_tokens: int) -> list[Room]:
+    def rooms_of(self, block: list[Tensor], row_tokens: int) -> list[KVBuffer]:
         """Rooms for blocks whose keys are like these: those there are, if they are large enough."""
         sizes = [row_tokens * seen.shape[1] * seen.shape[3] for seen in block]
-        held = [(room.k.numel(), room.k.dtype) for room in self.rooms]
+        held = [(buffer.k.numel(), buffer.k.dtype) for buffer in self.buffers]
         wanted = [(size, seen.dtype) for size, seen in zip(sizes, block, strict=True)]
         fit = len(held) == len(wanted) and all(
             a >= b and c == d for (a, c), (b, d) in zip(held, wanted, strict=True)
         )
         if not fit:
-            self.rooms = [
-                Room(seen.new_empty(size), seen.new_empty(size))
+            self.buffers = [
+                KVBuffer(seen.new_empty(size), seen.new_empty(size))
                 for seen, size in zip(block, sizes, strict=True)
             ]
-        return self.rooms
+        return self.buffers
 
     def failed(self, error: Exception) -> None:
         """Say that a scale failed; give up where it is no single scale's fault."""
@@ -288,7 +295,7 @@ class Graphs:
     def clear(self) -> None:
         """Forget all shapes and give their memory back."""
         self.shapes.clear()
-        self.rooms = []
+        self.buffers = []
 
     def notes(self) -> list[str]:
         """Which scales of the last generation's shape run as graphs, and why others do not."""
@@ -296,12 +303,16 @@ class Graphs:
             return [f"graphs: off ({self.off})"]
         if self._last is None or self._last.generations < 2:
             return ["graphs: recorded from the second image of a shape on"]
-        slots = self._last.slots
-        running = [f"{k} ({slot.said})" for k, slot in slots.items() if slot.graph]
+        recorded_scales = self._last.recorded_scales
+        running = [
+            f"{k} ({recorded.description})"
+            for k, recorded in recorded_scales.items()
+            if recorded.graph
+        ]
         reasons: dict[str, list[str]] = {}
-        for k, slot in slots.items():
-            if slot.graph is None:
-                reasons.setdefault(slot.said, []).append(str(k))
+        for k, recorded in recorded_scales.items():
+            if recorded.graph is None:
+                reasons.setdefault(recorded.description, []).append(str(k))
         eager = [f"{', '.join(ks)}: {why}" for why, ks in reasons.items()]
         held = self.recorder.held_bytes() / 1e6
         return [
@@ -312,8 +323,8 @@ class Graphs:
 
     def room_bytes(self) -> int:
         """Memory of all rooms in use, in bytes."""
-        rooms = {id(room): room for shape in self.shapes for room in shape.rooms}
-        return sum(room.k.nbytes + room.v.nbytes for room in rooms.values())
+        buffers = {id(buffer): buffer for shape in self.shapes for buffer in shape.buffers}
+        return sum(buffer.k.nbytes + buffer.v.nbytes for buffer in buffers.values())
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -324,7 +335,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def _inputs(state: State) -> Iterator[Tensor]:
     """What the transformer reads, but for keys and values."""
-    return _tensors((state.canvas, state.rows, state.features, state.extra))
+    return _tensors((state.canvas, state.rows, state.stored, state.extra))
 
 
 def _places(caches: list[KVCache]) -> list[tuple[Any, ...]]:
@@ -352,7 +363,7 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _spoil(before: list[KVCache], after: list[KVCache]) -> None:
+def _poison(before: list[KVCache], after: list[KVCache]) -> None:
     """Overwrite the keys and values of this scale: a graph that does not write them is found."""
     for old, new in zip(before, after, strict=True):
         for t in (new.k, new.v):

@@ -50,7 +50,7 @@ class HalfDecoder(nn.Module):
             self._give_up(z.shape, f"{_name(dtype)} overflowed")
         return self._float32(z)
 
-    def said(self) -> list[str]:
+    def description(self) -> list[str]:
         """What decodes each shape, and how far it was off."""
         return [
             f"decoder {shape[2]}x{shape[3]}, batch {shape[0]}: {what}"

@@ -30,11 +30,11 @@ TEXT_TILE = 32  # text is padded to a multiple of this, so that prompts share sh
 
 
 @dataclass
-class Fast:
+class Acceleration:
     """What was done to a model, in words, and what a generation needs to use it."""
 
     mode: str = "off"
-    said: str = "off"
+    description: str = "off"
     compiles: bool = False
     graphs: Graphs | None = None
     decoder: HalfDecoder | None = None
@@ -45,8 +45,8 @@ class Fast:
         if self.mode == "off":
             return []
         graphs = self.graphs.notes() if self.graphs else []
-        decoder = self.decoder.said() if self.decoder else []
-        return [f"compile: {self.said}", *graphs, *decoder, *self.trouble]
+        decoder = self.decoder.description() if self.decoder else []
+        return [f"compile: {self.description}", *graphs, *decoder, *self.trouble]
 
     def attempt(self, model: ScaleModel, run: Callable[[], T]) -> T:
         """What ``run`` gives; in mode ``auto`` once more without blocks that cannot be compiled."""
@@ -62,19 +62,19 @@ class Fast:
 
     def _without_compiler(self, model: ScaleModel, error: Exception) -> None:
         compile_model(model, "off")
-        self.compiles, self.said = False, f"{self.said} (could not compile)"
+        self.compiles, self.description = False, f"{self.description} (could not compile)"
         if self.graphs:
             self.graphs.clear()
         self.trouble.append(f"compiling failed: {type(error).__name__}")
         logger.warning("compiling failed, the blocks run as they are: %s", error)
 
 
-def make_fast(
+def accelerate(
     model: ScaleModel,
     mode: str = "auto",
     backend: str | Any = "inductor",
     recorder: Recorder | None = None,
-) -> Fast:
+) -> Acceleration:
     """Make ``model`` fast in place; what an earlier call did is undone first.
 
     Args:
@@ -104,7 +104,7 @@ def make_fast(
         said = f"{said}, graphs" if compiles else "graphs"
     elif mode == "graphs":
         said = f"off (graphs, {model.device.type})"
-    return Fast(mode, said, compiles, graphs, half)
+    return Acceleration(mode, said, compiles, graphs, half)
 
 
 def full_decoder(model: ScaleModel) -> nn.Module | None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError
-from ..kernels.linear import WHOLE, Linear, Narrowed
+from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
 from ..model.sampling import Noise, Sampling
-from ..options.low_rank import Features, Layer
+from ..options.low_rank import Layer, LowRank
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.layers import Attention, FeedForward, Head, ada_linear, modulated
 from .tokenizers.vqvae import VQVAE
@@ -107,7 +107,7 @@ class Block(nn.Module):
         }
 
     def forward(
-        self, x: Tensor, modulation: Modulation, cache: KVCache, narrow: Narrowed = WHOLE
+        self, x: Tensor, modulation: Modulation, cache: KVCache, narrow: LowRankLayers = WHOLE
     ) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         attended = self.attn(modulated(x, scale1, shift1), cache, narrow=narrow)
@@ -155,7 +155,7 @@ class VAR(CodebookModel):
         for block in transformer.blocks:
             block.attn.prepare()  # type: ignore[operator,union-attr]
         groups = split_depth(config.depth, GROUPS)
-        self.features = Features([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
+        self.features = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

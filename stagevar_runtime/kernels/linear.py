@@ -20,7 +20,7 @@ from torch.nn import functional as F
 PACK_LIMIT = 2 * 2**30  # bytes: VAR-d16 is packed, d20 and larger keep one copy
 
 
-class Narrow(NamedTuple):
+class LowRankLinear(NamedTuple):
     """Stands in for a weight ``(d_out, d)`` and its bias: r directions of the input, then the rest.
 
     ``down`` ``(r, d)``, ``up`` ``(d_out, r)``, ``bias`` ``(d_out,)``; see ``options/low_rank.py``.
@@ -31,10 +31,10 @@ class Narrow(NamedTuple):
     bias: Tensor | None
 
 
-Narrowed = Mapping[str, Narrow]
+LowRankLayers = Mapping[str, LowRankLinear]
 """What stands in for the layers of one block, by their names."""
 
-WHOLE: Narrowed = {}
+WHOLE: LowRankLayers = {}
 
 
 @cache
@@ -57,7 +57,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     gelu: bool = False,
-    narrow: Narrow | None = None,
+    narrow: LowRankLinear | None = None,
 ) -> Tensor:
     """``x @ weightᵀ + bias``, then a tanh-approximated GELU if asked. Shapes as ``F.linear``.
 
@@ -112,5 +112,5 @@ def _packed(weight: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """``nn.Linear`` through :func:`linear`."""
 
-    def forward(self, x: Tensor, narrow: Narrow | None = None) -> Tensor:
+    def forward(self, x: Tensor, narrow: LowRankLinear | None = None) -> Tensor:
         return linear(x, self.weight, self.bias, narrow=narrow)

@@ -16,7 +16,7 @@ from ..model.kvcache import cache_bytes
 from ..model.protocol import Conditioning, ScaleModel, ScaleSpec, State
 from ..model.sampling import Noise, Sampling
 from ..options.guidance import combine
-from ..options.low_rank import narrowed
+from ..options.low_rank import low_rank_layers
 from ..options.tokens import resize
 from .plan import Plan, ScaleStep, exact_plan
 from .scale import Network, run_partly_guided, run_scale
@@ -126,7 +126,7 @@ def generate(
             ids.append(drawn)
         held.append(cache_bytes(state.kv))
         clock.mark()
-    state.kv, state.features, state.null = [], {}, None  # their memory is free for the decoder
+    state.kv, state.stored, state.null = [], {}, None  # their memory is free for the decoder
     images = model.decode(state)
     clock.mark()
     *spans, decode = clock.spans_ms()
@@ -179,7 +179,7 @@ def start(
 ) -> State:
     """The state before the first scale of ``plan``, with the weights it needs made."""
     for step in plan:
-        narrowed(model, step.scale.index, step.features)
+        low_rank_layers(model, step.scale.index, step.features)
     noise = Noise(seed, conditioning.batch, model.device)
     scales = tuple(step.scale for step in plan)
     guided = any("null" in step.branches for step in plan)
@@ -210,7 +210,7 @@ def advance(
     if state.null is None and state.branches != step.branches:
         model.keep(state, step.branches[0] if len(step.branches) == 1 else None)
     state.weights = step.weights if len(step.branches) == 2 else None
-    state.narrow = narrowed(model, step.scale.index, step.features)
+    state.narrow = low_rank_layers(model, step.scale.index, step.features)
     for cache in state.kv:
         cache.reserve(step.capacity)
     watch = partial(observer.group, state, step) if observer else None

@@ -13,7 +13,7 @@ from ..options.guidance import Weights, plain_weights, published_weights
 from ..options.low_rank import FeatureStep
 from ..options.restorers import RESTORERS
 from ..options.selectors import SELECTORS
-from ..options.tokens import Boundary, kept_tokens
+from ..options.tokens import BlockSide, kept_tokens
 from ..profile.schema import FeatureOption, Guidance, PlanStep, TokenOption
 
 
@@ -26,7 +26,7 @@ class TokenStep:
     restore: str
 
     @property
-    def needs(self) -> frozenset[Boundary]:
+    def needs(self) -> frozenset[BlockSide]:
         """What the previous scale must have kept."""
         return frozenset(SELECTORS[self.select].needs + RESTORERS[self.restore].needs)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.protocol import ScaleModel, State
 from ..options.restorers import restore
 from ..options.selectors import SELECTORS, select
-from ..options.tokens import Grid, Scene, put, resize, squared_norm, take, top
+from ..options.tokens import Grid, TokenContext, put, resize, squared_norm, take, top
 from .plan import GroupStep, ScaleStep
 
 Watch = Callable[[int, Tensor], None]  # a group's number and its input
@@ -35,10 +35,10 @@ def run_scale(
         entered = x
         x = run_group(model, state, step, group, x)
         if group.blocks.start in step.store:
-            state.features[group.blocks.start] = (step.scale, entered)
+            state.stored[group.blocks.start] = (step.scale, entered)
     last = step.groups[-1].blocks.stop
     if last in step.store:
-        state.features[last] = (step.scale, x)
+        state.stored[last] = (step.scale, x)
     return model.logits(state, step.scale, x)
 
 
@@ -76,7 +76,7 @@ def run_group(
     if tokens is None:
         return model.run(state, step.scale, x, group.blocks)
     seeded = SELECTORS[tokens.select].seeded
-    scene = Scene(
+    context = TokenContext(
         x,
         step.scale.grid,
         tokens.keep,
@@ -84,9 +84,9 @@ def run_group(
         before=_stored(state, group.blocks.start),
         after=_stored(state, group.blocks.stop),
     )
-    kept = select(scene, tokens.select, 0 if model.info.rows_independent else state.batch)
+    kept = select(context, tokens.select, 0 if model.info.rows_independent else state.batch)
     y = model.run(state, step.scale, kept.x, group.blocks, kept.positions)
-    return restore(scene, kept, y, tokens.restore)
+    return restore(context, kept, y, tokens.restore)
 
 
 def draws(step: ScaleStep) -> bool:
@@ -95,5 +95,5 @@ def draws(step: ScaleStep) -> bool:
 
 
 def _stored(state: State, boundary: int) -> tuple[Tensor, Grid] | None:
-    found = state.features.get(boundary)
+    found = state.stored.get(boundary)
     return None if found is None else (found[1], found[0].grid)

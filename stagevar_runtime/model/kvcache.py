@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Room:
+class KVBuffer:
     """Flat memory for the keys and values of one block that outlives a generation.
 
     It is laid out anew for every row count, so that what dropped guidance frees is used again.
@@ -44,7 +44,7 @@ class KVCache:
     length: int = 0
     k: Tensor | None = None
     v: Tensor | None = None
-    room: Room | None = None
+    buffer: KVBuffer | None = None
 
     def reserve(self, capacity: int) -> None:
         """Announce how many tokens there will be; grows at once if there are some already."""
@@ -66,7 +66,7 @@ class KVCache:
     def _grow(self, k: Tensor, v: Tensor, capacity: int) -> None:
         old_k, old_v = self.k, self.v
         shape = (k.shape[0], k.shape[1], capacity, k.shape[3])
-        if self.room is None or not self.room.fits(k, shape):
+        if self.buffer is None or not self.buffer.fits(k, shape):
             self.k, self.v = k.new_empty(shape), v.new_empty(shape)
         else:
             if old_k is not None and old_v is not None:  # the new layout lies over the old one
@@ -74,7 +74,7 @@ class KVCache:
                     old_k[:, :, : self.length].clone(),
                     old_v[:, :, : self.length].clone(),
                 )
-            self.k, self.v = self.room.laid_out(shape)
+            self.k, self.v = self.buffer.laid_out(shape)
         if old_k is not None and old_v is not None:
             self.k[:, :, : self.length] = old_k[:, :, : self.length]
             self.v[:, :, : self.length] = old_v[:, :, : self.length]

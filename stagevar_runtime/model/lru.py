@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
+class LRU(Generic[T]):
     """At most ``limit`` values; making one more forgets the one that was used longest ago."""
 
     def __init__(self, limit: int) -> None:

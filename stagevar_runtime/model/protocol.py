@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StagevarError
-from ..kernels.linear import Narrowed
+from ..kernels.linear import LowRankLayers
 from .kvcache import KVCache
 from .sampling import Noise, Sampling
 
@@ -157,7 +157,7 @@ class State:
     """Everything one generation carries from scale to scale. Modules hold weights only.
 
     ``rows`` holds every tensor with rows first (modulations, text keys and values), in nested
-    dicts, lists and tuples. ``canvas`` is ``(B, C, H, W)``. ``features[b]`` is the hidden state
+    dicts, lists and tuples. ``canvas`` is ``(B, C, H, W)``. ``stored[b]`` is the hidden state
     ``(rows, n, d)`` that entered block b at the last scale that kept it, with that scale.
     ``weights`` say how the branches combine at the scale that runs (None: one branch alone).
     ``difference`` is cond - null of the logits ``(B, n, V')`` at the last guided scale that kept
@@ -174,10 +174,10 @@ class State:
     rows: dict[str, Any]
     canvas: Tensor
     noise: Noise
-    features: dict[int, tuple[ScaleSpec, Tensor]] = field(default_factory=dict)
+    stored: dict[int, tuple[ScaleSpec, Tensor]] = field(default_factory=dict)
     weights: tuple[float, float] | None = None
     difference: tuple[ScaleSpec, Tensor] | None = None
-    narrow: Mapping[int, Narrowed] = field(default_factory=dict)
+    narrow: Mapping[int, LowRankLayers] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, Any] | None = None
     null: State | None = None
@@ -201,7 +201,7 @@ class State:
         for cache in self.kv:
             cache.keep(rows)
         self.rows = map_tensors(self.rows, lambda t: t[rows])
-        self.features = {b: (spec, x[rows]) for b, (spec, x) in self.features.items()}
+        self.stored = {b: (spec, x[rows]) for b, (spec, x) in self.stored.items()}
         self.branches = (branch,)
 
     def choose(self, branch: Branch | None) -> None:
@@ -220,7 +220,7 @@ class State:
             kv=[cache.fork() for cache in self.kv],
             rows=dict(self.rows),
             noise=self.noise.fork(),
-            features=dict(self.features),
+            stored=dict(self.stored),
             extra=dict(self.extra),
             null=self.null and self.null.fork(),
         )

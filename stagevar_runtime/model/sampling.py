@@ -87,8 +87,8 @@ class Noise:
         batch, n, size = probabilities.shape
         if not self.own:
             flat = probabilities.reshape(-1, size)
-            return pick(flat, self.shared).view(batch, n)
-        drawn = [pick(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
+            return multinomial(flat, self.shared).view(batch, n)
+        drawn = [multinomial(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
         return torch.stack(drawn).view(batch, n)
 
     def exponential(self, like: Tensor, scale: int) -> Tensor:
@@ -125,7 +125,7 @@ class Noise:
         return drawn
 
 
-def pick(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+def multinomial(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One index a row of ``(rows, V)``, as ``torch.multinomial`` draws it; returns ``(rows, 1)``.
 
     On a GPU it checks its input, and the host waits for the answer: there we run the same race of
@@ -133,10 +133,10 @@ def pick(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """
     if probabilities.device.type == "cpu":
         return torch.multinomial(probabilities, 1, True, generator=generator)
-    return race(probabilities, generator)
+    return multinomial_no_sync(probabilities, generator)
 
 
-def race(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+def multinomial_no_sync(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """The index whose clock ``Exp(1) / p`` rings first, in every row; returns ``(rows, 1)``."""
     clocks = torch.empty_like(probabilities).exponential_(generator=generator)
     return (probabilities / clocks).argmax(-1, keepdim=True)

@@ -6,7 +6,7 @@ dropped. PᵀW and the bias are made once, so a token costs r·(d + d_out) produ
 P is ``pca`` (measured by the probe, in a file beside the profile) or ``random`` (seeded, m = 0).
 METHODS section 2.
 
-:class:`Features` belongs to a model and says which layers it has; a family gives them to its blocks
+:class:`LowRank` belongs to a model and says which layers it has; a family gives them to its blocks
 as ``state.narrow``, by block and layer.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ProfileError, ProfileMismatchError
-from ..kernels.linear import Narrow, Narrowed, pack_like
+from ..kernels.linear import LowRankLayers, LowRankLinear, pack_like
 
 Basis = Literal["pca", "random"]
 Place = tuple[int, int, str]  # scale, group, layer
@@ -125,7 +125,7 @@ class Bases:
         return cls(vectors, means)
 
 
-class Features:
+class LowRank:
     """The layers of a model that can be narrowed, and what was made of them so far.
 
     ``layers``: those of every block; the same names and widths in each.
@@ -134,7 +134,7 @@ class Features:
     def __init__(self, layers: Sequence[Mapping[str, Layer]], groups: Sequence[range]) -> None:
         self.layers, self.groups = layers, groups
         self.bases: tuple[Bases, ...] = ()
-        self._made: dict[tuple[FeatureStep, int], dict[int, Narrowed]] = {}
+        self._made: dict[tuple[FeatureStep, int], dict[int, LowRankLayers]] = {}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -150,7 +150,7 @@ class Features:
         """Let go of what was made: it is made again when asked for."""
         self._made.clear()
 
-    def at(self, scale: int, step: FeatureStep) -> Mapping[int, Narrowed]:
+    def at(self, scale: int, step: FeatureStep) -> Mapping[int, LowRankLayers]:
         """What stands in for the layers of every block; made at the first call, then kept.
 
         Raises:
@@ -162,7 +162,7 @@ class Features:
                 self._made[key] = dict(self._make(scale, step))
         return self._made[key]
 
-    def _make(self, scale: int, step: FeatureStep) -> Iterator[tuple[int, Narrowed]]:
+    def _make(self, scale: int, step: FeatureStep) -> Iterator[tuple[int, LowRankLayers]]:
         width = next(iter(self.layers[0].values())).weight.shape[1]
         for group, blocks in enumerate(self.groups):
             drawn = None
@@ -191,7 +191,7 @@ class Features:
         )
 
 
-def narrow(layer: Layer, vectors: Tensor, mean: Tensor | None) -> Narrow:
+def narrow(layer: Layer, vectors: Tensor, mean: Tensor | None) -> LowRankLinear:
     """A layer through orthonormal ``vectors`` ``(d, r)`` around ``mean`` ``(d,)`` (None: 0)."""
     weight = layer.weight.detach()
     p, wide = vectors.to(weight.device), weight.float()
@@ -201,7 +201,7 @@ def narrow(layer: Layer, vectors: Tensor, mean: Tensor | None) -> Narrow:
         outside = wide @ (mean - p @ (p.T @ mean))
         bias = outside if bias is None else bias + outside
     down, up = p.T.contiguous().to(weight.dtype), (wide @ p).to(weight.dtype)
-    return Narrow(
+    return LowRankLinear(
         pack_like(down, weight),
         pack_like(up, weight),
         None if bias is None else bias.to(weight.dtype),
@@ -214,13 +214,15 @@ def random_vectors(width: int, rank: int, seed: int) -> Tensor:
     return torch.linalg.qr(torch.randn(width, rank, generator=generator)).Q
 
 
-def narrowed(model: object, scale: int, step: FeatureStep | None) -> Mapping[int, Narrowed]:
+def low_rank_layers(
+    model: object, scale: int, step: FeatureStep | None
+) -> Mapping[int, LowRankLayers]:
     """What the blocks of ``model`` use at this scale; empty: their own layers."""
-    return {} if step is None else features_of(model).at(scale, step)
+    return {} if step is None else low_rank_of(model).at(scale, step)
 
 
-def features_of(model: object) -> Features:
+def low_rank_of(model: object) -> LowRank:
     """Those of a model whose info names layers: no plan asks others for them."""
     features = getattr(model, "features", None)
-    assert isinstance(features, Features), "this family has no features"
+    assert isinstance(features, LowRank), "this family has no features"
     return features

@@ -10,37 +10,37 @@ import torch
 from torch import Tensor
 
 from .sketch import cholesky
-from .tokens import Kept, Restorer, Scene, named, put, resize, take
+from .tokens import Kept, Restorer, TokenContext, named, put, resize, take
 
 RIDGE = 0.05  # of the mean kept leverage: keeps a lift from extrapolating
 
 
-def restore(scene: Scene, kept: Kept, y: Tensor, method: str) -> Tensor:
+def restore(context: TokenContext, kept: Kept, y: Tensor, method: str) -> Tensor:
     """The blocks' output for all n tokens, from ``y`` ``(rows, r, d)`` at the kept ones."""
     restorer = named(RESTORERS, "restorer", method)
-    return put(restorer.fill(scene, kept, y), kept.index, y)
+    return put(restorer.fill(context, kept, y), kept.index, y)
 
 
-def unchanged(scene: Scene, kept: Kept, y: Tensor) -> Tensor:
+def unchanged(context: TokenContext, kept: Kept, y: Tensor) -> Tensor:
     """x_j, as if the blocks were not there."""
-    return scene.x
+    return context.x
 
 
-def cache(scene: Scene, kept: Kept, y: Tensor) -> Tensor:
+def cache(context: TokenContext, kept: Kept, y: Tensor) -> Tensor:
     """The blocks' output at the previous scale."""
-    return scene.previous("after")
+    return context.previous("after")
 
 
-def delta_cache(scene: Scene, kept: Kept, y: Tensor) -> Tensor:
+def delta_cache(context: TokenContext, kept: Kept, y: Tensor) -> Tensor:
     """x_j plus what the blocks added at the previous scale (output - input)."""
-    assert scene.before is not None and scene.after is not None
-    (output, grid), (entered, _) = scene.after, scene.before
-    return scene.x + resize(output - entered, grid, scene.grid)
+    assert context.before is not None and context.after is not None
+    (output, grid), (entered, _) = context.after, context.before
+    return context.x + resize(output - entered, grid, context.grid)
 
 
-def lift(scene: Scene, kept: Kept, y: Tensor) -> Tensor:
+def lift(context: TokenContext, kept: Kept, y: Tensor) -> Tensor:
     """x_j plus the kept tokens' updates, by how well they rebuild token j."""
-    return scene.x + spread(scene.sketch, kept.index, y - take(scene.x, kept.index))
+    return context.x + spread(context.sketch, kept.index, y - take(context.x, kept.index))
 
 
 def spread(q: Tensor, index: Tensor, change: Tensor) -> Tensor:

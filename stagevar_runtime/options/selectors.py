@@ -16,78 +16,78 @@ from torch.nn import functional as F
 
 from ..errors import StagevarError
 from .sketch import orthonormalise, pivots
-from .tokens import Kept, Scene, Selector, as_map, as_tokens, named, squared_norm, take, top
+from .tokens import Kept, Selector, TokenContext, as_map, as_tokens, named, squared_norm, take, top
 
 
-def select(scene: Scene, method: str, leaders: int = 0) -> Kept:
+def select(context: TokenContext, method: str, leaders: int = 0) -> Kept:
     """Pick ``scene.keep`` tokens by the selector called ``method``.
 
     ``leaders``: the first that many rows choose, the later ones keep the same tokens (where rows
     see each other, token by token); 0: every row chooses.
     """
     selector = named(SELECTORS, "selector", method)
-    mixed = selector.mix(scene) if selector.mix else None
-    index = selector.choose(scene.first(leaders) if leaders else scene)
-    index = index.repeat(scene.x.shape[0] // index.shape[0], 1)
+    mixed = selector.mix(context) if selector.mix else None
+    index = selector.choose(context.first(leaders) if leaders else context)
+    index = index.repeat(context.x.shape[0] // index.shape[0], 1)
     if mixed is None:
-        return Kept(take(scene.x, index), index, index)
-    return Kept(mixed, index, torch.arange(scene.keep, device=index.device).expand_as(index))
+        return Kept(take(context.x, index), index, index)
+    return Kept(mixed, index, torch.arange(context.keep, device=index.device).expand_as(index))
 
 
-def norm(scene: Scene) -> Tensor:
+def norm(context: TokenContext) -> Tensor:
     """Sampled without replacement, p_i ∝ ‖x_i‖² (exponential race = Gumbel top-k)."""
-    race = draw(scene, (), torch.rand).clamp_min(1e-20).log().neg()
-    return top(squared_norm(scene.x) / race.clamp_min(1e-20), scene.keep)
+    race = draw(context, (), torch.rand).clamp_min(1e-20).log().neg()
+    return top(squared_norm(context.x) / race.clamp_min(1e-20), context.keep)
 
 
-def random_rows(scene: Scene) -> Tensor:
+def random_rows(context: TokenContext) -> Tensor:
     """``QᵀX`` with Q of N(0, 1)/√r: each row mixes all tokens (StageVAR, section 4.3)."""
-    mix = draw(scene, (scene.keep,), torch.randn) / scene.keep**0.5
-    return mix.transpose(1, 2).to(scene.x.dtype) @ scene.x
+    mix = draw(context, (context.keep,), torch.randn) / context.keep**0.5
+    return mix.transpose(1, 2).to(context.x.dtype) @ context.x
 
 
-def deviation(scene: Scene) -> Tensor:
+def deviation(context: TokenContext) -> Tensor:
     """Farthest from the mean token."""
-    return top(squared_norm(scene.x - scene.x.mean(1, keepdim=True)), scene.keep)
+    return top(squared_norm(context.x - context.x.mean(1, keepdim=True)), context.keep)
 
 
-def update(scene: Scene) -> Tensor:
+def update(context: TokenContext) -> Tensor:
     """Turned most since the previous scale: 1 - cos of a token with its resized predecessor."""
-    cosine = F.cosine_similarity(scene.x.float(), scene.previous("before").float(), dim=-1)
-    return top(1 - cosine, scene.keep)
+    cosine = F.cosine_similarity(context.x.float(), context.previous("before").float(), dim=-1)
+    return top(1 - cosine, context.keep)
 
 
-def highpass(scene: Scene) -> Tensor:
+def highpass(context: TokenContext) -> Tensor:
     """Farthest from the mean of their 3 by 3 neighbourhood (at a border, of what there is)."""
-    maps = as_map(scene.x.float(), scene.grid)
+    maps = as_map(context.x.float(), context.grid)
     blurred = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
-    return top(squared_norm(as_tokens(maps - blurred)), scene.keep)
+    return top(squared_norm(as_tokens(maps - blurred)), context.keep)
 
 
-def leverage(scene: Scene) -> Tensor:
+def leverage(context: TokenContext) -> Tensor:
     """Longest rows of the sketch: those that its leading directions cannot do without."""
-    return top(squared_norm(scene.sketch), scene.keep)
+    return top(squared_norm(context.sketch), context.keep)
 
 
-def pivot(scene: Scene) -> Tensor:
+def pivot(context: TokenContext) -> Tensor:
     """Each the farthest from the span of those before it, on the sketch.
 
     Beyond the sketch's width s its rows span nothing new. The tokens that are left are then ranked
     by the part of ``x`` itself that the first s cannot rebuild, in one go.
     """
-    q = scene.sketch
-    first = pivots(q, min(scene.keep, q.shape[2]))
-    if first.shape[1] == scene.keep:
+    q = context.sketch
+    first = pivots(q, min(context.keep, q.shape[2]))
+    if first.shape[1] == context.keep:
         return first.sort(dim=1).values
-    x = scene.x.float()
+    x = context.x.float()
     basis = orthonormalise(take(x, first).mT)  # (rows, d, s)
     missing = squared_norm(x - (x @ basis) @ basis.mT)
-    return top(missing.scatter(1, first, torch.inf), scene.keep)
+    return top(missing.scatter(1, first, torch.inf), context.keep)
 
 
-def draw(scene: Scene, tail: tuple[int, ...], how: Callable[..., Tensor]) -> Tensor:
+def draw(context: TokenContext, tail: tuple[int, ...], how: Callable[..., Tensor]) -> Tensor:
     """Random numbers ``(rows, n, *tail)``: one stream an image, the same for both branches."""
-    x, generators = scene.x, scene.generators
+    x, generators = context.x, context.generators
     if not generators:
         raise StagevarError(
             "this selector draws random numbers: register it as Selector(..., seeded=True)"

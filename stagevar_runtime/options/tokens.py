@@ -28,11 +28,11 @@ from .sketch import orthonormal_sketch
 SKETCH_WIDTH = 64  # columns of the sketch behind `leverage`, `pivot` and `lift`
 
 Grid = tuple[int, int]
-Boundary = Literal["before", "after"]  # what entered and what left the blocks
+BlockSide = Literal["before", "after"]  # what entered and what left the blocks
 
 
 @dataclass(frozen=True)
-class Scene:
+class TokenContext:
     """What selectors and restorers see: consecutive blocks at one scale, before they run.
 
     ``x`` ``(rows, n, d)`` enters the blocks, its tokens lie on ``grid``, ``keep`` of them will run.
@@ -54,13 +54,13 @@ class Scene:
         """Orthonormal columns ``(rows, n, min(keep, 64))``, computed once for all who look."""
         return orthonormal_sketch(self.x, min(self.keep, SKETCH_WIDTH))
 
-    def previous(self, boundary: Boundary) -> Tensor:
+    def previous(self, boundary: BlockSide) -> Tensor:
         """``before`` or ``after``, resized to this scale: ``(rows, n, d)``."""
         found = self.before if boundary == "before" else self.after
         assert found is not None, f"the plan did not keep what was {boundary}"
         return resize(*found, self.grid)
 
-    def first(self, rows: int) -> Scene:
+    def first(self, rows: int) -> TokenContext:
         """The first ``rows`` rows alone."""
         cut = {
             name: (kept[0][:rows], kept[1])
@@ -91,9 +91,9 @@ class Selector:
     ``seeded``: it draws random numbers, so the scene must hold generators.
     """
 
-    choose: Callable[[Scene], Tensor]
-    needs: tuple[Boundary, ...] = ()
-    mix: Callable[[Scene], Tensor] | None = None
+    choose: Callable[[TokenContext], Tensor]
+    needs: tuple[BlockSide, ...] = ()
+    mix: Callable[[TokenContext], Tensor] | None = None
     seeded: bool = False
 
 
@@ -105,8 +105,8 @@ class Restorer:
     ``needs``: what must have been kept at the previous scale.
     """
 
-    fill: Callable[[Scene, Kept, Tensor], Tensor]
-    needs: tuple[Boundary, ...] = ()
+    fill: Callable[[TokenContext, Kept, Tensor], Tensor]
+    needs: tuple[BlockSide, ...] = ()
 
 
 T = TypeVar("T")

@@ -169,7 +169,7 @@ class Expected(Model):
     images: PositiveInt | None = None
 
 
-class Plan(Model):
+class PlanEntry(Model):
     """What to do at which scale; scales that no step names run in full, with the rows left."""
 
     layout = "block"
@@ -177,7 +177,7 @@ class Plan(Model):
     expected: Expected | None = None
 
     @model_validator(mode="after")
-    def _in_order(self) -> Plan:
+    def _in_order(self) -> PlanEntry:
         scales = [step.scale for step in self.steps]
         for before, after in pairwise(scales):
             if after <= before:
@@ -216,7 +216,7 @@ class Stages(Model):
     refinement: Boundary | None = None
 
 
-class Target(Model):
+class TargetResult(Model):
     """What was asked of the solver (``max_loss`` in the units of ``metric``), and if it is met.
 
     With ``min_speedup`` or ``max_ms`` (end to end, the latter an image) the speed was asked for.
@@ -316,9 +316,9 @@ class Profile(Model):
     provenance: Literal["measured", "published"]
     calibration: Calibration | None = None
     stages: Stages | None = None
-    target: Target | None = None
+    target: TargetResult | None = None
     default_plan: str = "balanced"
-    plans: dict[str, Plan] = {}
+    plans: dict[str, PlanEntry] = {}
     measurements: tuple[ScaleMeasurement, ...] = ()
 
     @model_validator(mode="after")
@@ -338,7 +338,7 @@ class Profile(Model):
                 raise ValueError(f"got scale {scale} in {where}, expected 0 to {count - 1}")
         return self
 
-    def plan(self, name: str | None = None) -> Plan:
+    def plan(self, name: str | None = None) -> PlanEntry:
         """The plan of this name (None: the default). Raises ProfileError listing the names."""
         name = self.default_plan if name is None else name
         if name not in self.plans:

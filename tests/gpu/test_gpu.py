@@ -9,7 +9,7 @@ from conftest import infinity_states, prompts, var_states
 from stagevar_probe.bench.published.infinity import PublishedInfinity
 from stagevar_probe.bench.published.var import PublishedVAR
 from stagevar_runtime import Sampling
-from stagevar_runtime.accelerate.modes import make_fast
+from stagevar_runtime.accelerate.modes import accelerate
 from stagevar_runtime.families.infinity.model import Infinity
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import advance, generate, start
@@ -68,7 +68,7 @@ def test_graphs_draw_what_the_eager_loop_draws(family: str, dtype, name: str, cu
     """Five generations: eager, recorded, checked, replayed twice. Same kernels, so equal."""
     model = make(family, cuda, dtype)
     plan = plan_of(model, name)
-    fast = make_fast(model, "graphs")
+    fast = accelerate(model, "graphs")
     assert fast.graphs is not None
     for turn in range(5):
         inputs = condition(model, turn)
@@ -88,7 +88,7 @@ def test_graphs_draw_what_the_eager_loop_draws(family: str, dtype, name: str, cu
 @pytest.mark.parametrize("family", ["var", "infinity"])
 def test_graphs_of_two_shapes_take_turns(family: str, cuda) -> None:
     model = make(family, cuda, torch.float32)
-    fast = make_fast(model, "graphs")
+    fast = accelerate(model, "graphs")
     for turn in range(6):
         for name in ("exact", "late"):
             plan, inputs = plan_of(model, name), condition(model, turn)
@@ -107,7 +107,7 @@ def test_a_scale_that_cannot_be_captured_runs_eagerly(cuda) -> None:
         return x if scale.index != 2 or x.sum().item() < 1e9 else -x
 
     model.embed = waiting  # type: ignore[method-assign]
-    fast = make_fast(model, "graphs")
+    fast = accelerate(model, "graphs")
     assert fast.graphs is not None
     for turn in range(5):
         inputs = condition(model, turn)
@@ -133,7 +133,7 @@ def test_compiled_blocks_are_right_and_settle(cuda) -> None:
     model = make("var", cuda, torch.float32)
     plan = plan_of(model, "late")
     want = generate(model, condition(model, 0), plan, SAMPLING, 0)
-    fast = make_fast(model, "auto")
+    fast = accelerate(model, "auto")
     counters = torch._dynamo.utils.counters["stats"]
     compiled = []
     for turn in range(5):
@@ -180,7 +180,7 @@ def test_published_loops_draw_the_same_ids(cuda) -> None:
 def test_memory_is_given_back(cuda) -> None:
     """Generations of one shape do not pile up memory."""
     model = make("infinity", cuda, torch.bfloat16)
-    fast, held = make_fast(model, "graphs"), []
+    fast, held = accelerate(model, "graphs"), []
     for turn in range(6):
         inputs = condition(model, turn)
         generate(model, inputs, None, SAMPLING, turn, graphs=fast.graphs)

@@ -29,7 +29,7 @@ from stagevar_runtime.profile import (
     Calibration,
     CreatedBy,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     PromptSet,
     SamplingSettings,
@@ -60,9 +60,9 @@ def profile_of(pipeline: Pipeline, **changes) -> Profile:
             sampling=SamplingSettings(temperature=0.9, top_k=20, top_p=0.95),
         ),
         "plans": {
-            "balanced": Plan(steps=(DROP,)),
-            "fast": Plan(steps=(DROP, PlanStep(scale=3, run="skip"))),
-            "idle": Plan(steps=(PlanStep(scale=1, guidance="full"),)),
+            "balanced": PlanEntry(steps=(DROP,)),
+            "fast": PlanEntry(steps=(DROP, PlanStep(scale=3, run="skip"))),
+            "idle": PlanEntry(steps=(PlanStep(scale=1, guidance="full"),)),
         },
     }
     return Profile(**(fields | changes))

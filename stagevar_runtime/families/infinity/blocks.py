@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError
 from ...kernels.attention import attend
-from ...kernels.linear import WHOLE, Linear, Narrowed, linear
+from ...kernels.linear import WHOLE, Linear, LowRankLayers, linear
 from ...model.kvcache import KVCache
 from ...options.low_rank import Layer
 from ..parts.layers import MAX_LOG_SCALE, FeedForward, Head, ada_linear, modulated
@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
         self.query_scale = scale.reshape(1, self.heads, 1, 1)  # 11H1 in files trained with flash
 
     def forward(
-        self, x: Tensor, rotation: Rotation, cache: KVCache, narrow: Narrowed = WHOLE
+        self, x: Tensor, rotation: Rotation, cache: KVCache, narrow: LowRankLayers = WHOLE
     ) -> Tensor:
         qkv = linear(x, self.mat_qkv.weight, self.qkv_bias, narrow=narrow.get("qkv"))
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
@@ -153,7 +153,7 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(
-        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, narrow: Narrowed = WHOLE
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, narrow: LowRankLayers = WHOLE
     ) -> Tensor:
         assert isinstance(self.mat_q, nn.Module)
         q = self.mat_q(x, narrow.get("text_q")).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -229,7 +229,7 @@ class Block(nn.Module):
         mask: Tensor | None,
         rotation: Rotation,
         cache: KVCache,
-        narrow: Narrowed = WHOLE,
+        narrow: LowRankLayers = WHOLE,
     ) -> Tensor:
         dtype = self.sa.q_bias.dtype
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation

@@ -17,7 +17,7 @@ from ...checkpoint.weights import load_exactly
 from ...errors import CheckpointError, StagevarError, UnsupportedModelError
 from ...kernels.linear import WHOLE
 from ...model.kvcache import empty_caches
-from ...model.lru import Recent
+from ...model.lru import LRU
 from ...model.protocol import (
     Branch,
     Capabilities,
@@ -28,7 +28,7 @@ from ...model.protocol import (
     split_depth,
 )
 from ...model.sampling import Noise, Sampling, draw
-from ...options.low_rank import Features
+from ...options.low_rank import LowRank
 from ..parts.rope import Rotation, at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
 from ..var import modulated
@@ -73,7 +73,7 @@ class Infinity:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.settings = dtype, settings or InfinityOptions()
         self.text_tile = 1  # text is padded to a multiple, so that prompts share compiled shapes
-        self._prepared: Recent[list[Rotation]] = Recent(SCHEDULES_KEPT)
+        self._prepared: LRU[list[Rotation]] = LRU(SCHEDULES_KEPT)
         self.device = transformer.pos_start.device
         self.patchify = config.bits == 4 * tokenizer.bits
         self.blocks = list(transformer.in_order())
@@ -89,7 +89,7 @@ class Infinity:
         if self.settings.level == "chunk":
             self._level_before = frozenset(r.start for r in chunks or _singles(config.depth))
         groups = chunks or split_depth(config.depth, GROUPS)
-        self.features = Features([block.layers() for block in self.blocks], groups)
+        self.features = LowRank([block.layers() for block in self.blocks], groups)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.attention import attend
-from ...kernels.linear import WHOLE, Linear, Narrowed, linear
+from ...kernels.linear import WHOLE, Linear, LowRankLayers, linear
 from ...model.kvcache import KVCache
 from .rope import Rotation
 
@@ -109,7 +109,7 @@ class Attention(CosineNorm):
         x: Tensor,
         cache: KVCache,
         rotation: Rotation | None = None,
-        narrow: Narrowed = WHOLE,
+        narrow: LowRankLayers = WHOLE,
     ) -> Tensor:
         weight = getattr(self, self.projection).weight
         qkv = linear(x, weight, self.qkv_bias, narrow=narrow.get("qkv"))
@@ -149,7 +149,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
 
-    def forward(self, x: Tensor, narrow: Narrowed = WHOLE) -> Tensor:
+    def forward(self, x: Tensor, narrow: LowRankLayers = WHOLE) -> Tensor:
         fc1 = self.fc1
         return self.fc2(linear(x, fc1.weight, fc1.bias, gelu=True, narrow=narrow.get("fc1")))
 

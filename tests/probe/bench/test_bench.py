@@ -23,7 +23,7 @@ from stagevar_probe.bench.published.var import PublishedVAR
 from stagevar_probe.cli import cli
 from stagevar_probe.measure.flops import plan_flops, scale_flops
 from stagevar_runtime import Sampling, StagevarError
-from stagevar_runtime.accelerate.modes import make_fast
+from stagevar_runtime.accelerate.modes import accelerate
 from stagevar_runtime.families.infinity.blocks import InfinityConfig
 from stagevar_runtime.families.infinity.blocks import Transformer as InfinityTransformer
 from stagevar_runtime.families.infinity.model import Infinity
@@ -135,7 +135,7 @@ def test_bench_with_graphs_warms_up_until_they_are_trusted(
     tiny_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = TapeRecorder()
-    monkeypatch.setattr(bench, "make_fast", partial(make_fast, recorder=recorder))
+    monkeypatch.setattr(bench, "accelerate", partial(accelerate, recorder=recorder))
     target = tmp_path / "out.json"
     arguments = ["--batches", "1,2", "--repeats", "2", "--compile", "graphs", "-o", str(target)]
     plans = ["--plan", "exact", "--plan", "cfg-off", "--dtype", "bfloat16"]

@@ -18,7 +18,7 @@ import torch
 from conftest import write_tiny
 
 from stagevar_probe.calibrate import job as module
-from stagevar_probe.calibrate.job import Calibration, Outputs, Settings
+from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.measurements import Measurements, load_measurements
 from stagevar_probe.metrics.quality import Likeness
@@ -63,14 +63,14 @@ def pipeline(checkpoint: Path) -> Pipeline:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest; test_cli and test_story look at real reports."""
     monkeypatch.setattr(
-        Calibration, "_report", lambda job, m, p: job.outputs.report.write_text("x")
+        CalibrationJob, "_report", lambda job, m, p: job.outputs.report.write_text("x")
     )
 
 
-def job_in(folder: Path, pipeline: Pipeline, quality: Any = None, **changes: Any) -> Calibration:
+def job_in(folder: Path, pipeline: Pipeline, quality: Any = None, **changes: Any) -> CalibrationJob:
     model = pipeline.model
     settings = Settings(max_loss=0.1, batch=2, rank_images=3, repeats=1, quiet=True)
-    return Calibration(
+    return CalibrationJob(
         pipeline,
         balanced_labels(model, 6, seed=0),
         balanced_labels(model, 4, seed=0, held_out=True),
@@ -91,7 +91,9 @@ def without_times(measured: Measurements) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Calibration, "_report", lambda job, m, p: job.outputs.report.write_text("x"))
+        patch.setattr(
+            CalibrationJob, "_report", lambda job, m, p: job.outputs.report.write_text("x")
+        )
         quality = Interrupting()
         profile = job_in(folder, pipeline, quality).run()
     return folder, profile, quality.calls
@@ -167,7 +169,7 @@ def test_resuming_does_not_measure_again(tmp_path: Path, pipeline: Pipeline) -> 
 )
 def test_other_settings_do_not_mix(tmp_path: Path, pipeline: Pipeline, changes) -> None:
     job = job_in(tmp_path, pipeline)
-    job.quality = Interrupting(2 + len(job.arms))  # in the second chunk
+    job.quality = Interrupting(2 + len(job.interventions))  # in the second chunk
     with pytest.raises(KeyboardInterrupt):
         job.run()
     with pytest.raises(CalibrationError, match=r"other settings.*--no-resume"):
@@ -201,7 +203,7 @@ def test_an_old_profile_stays_until_the_new_one_is_whole(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Calibration, "_report", interrupted)  # the last thing before the profile
+    monkeypatch.setattr(CalibrationJob, "_report", interrupted)  # the last thing before the profile
     (tmp_path / "m.stagevar.yaml").write_text("old")
     with pytest.raises(KeyboardInterrupt):
         job_in(tmp_path, pipeline).run()
@@ -224,13 +226,13 @@ class Failing(Likeness):
 def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) -> None:
     quality = Failing()
     job = job_in(tmp_path, pipeline, quality)
-    race = Calibration._race
+    race = CalibrationJob._race
 
     def fail_from_here(self, measured):
         quality.fresh = True
         return race(self, measured)
 
-    monkeypatch.setattr(Calibration, "_race", fail_from_here)
+    monkeypatch.setattr(CalibrationJob, "_race", fail_from_here)
     profile = job.run()
     assert profile.target is not None
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
@@ -263,7 +265,7 @@ def test_hopeless_plans_are_given_up_after_a_share_of_the_images(tmp_path, pipel
 
 
 def test_given_up_candidates_cannot_win(tmp_path: Path, pipeline: Pipeline, monkeypatch) -> None:
-    monkeypatch.setattr(module, "hopeless", lambda figures, max_loss: True)
+    monkeypatch.setattr(module, "stop_early", lambda figures, max_loss: True)
     profile = job_in(tmp_path, pipeline).run()
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
     assert len(measured.validation["attempts"]) > 3
@@ -281,7 +283,7 @@ def test_where_winners_fail_on_held_out_inputs_exact_is_left(
         quality.fresh = True
         return {"quality": [], "balanced": [candidates[-1]] * winning, "fast": []}
 
-    monkeypatch.setattr(module, "winners", only_the_fastest)
+    monkeypatch.setattr(module, "shortlist", only_the_fastest)
     profile = job_in(tmp_path, pipeline, quality).run()
     assert profile.target is not None and profile.target.satisfied
     assert not profile.plans["balanced"].steps
@@ -293,20 +295,28 @@ def test_hopeless_arms_are_given_up_but_not_the_curves(tmp_path, pipeline: Pipel
     job = job_in(tmp_path, pipeline, max_loss=1e-6)
     job._open(True)
     measured = job._measured()
-    counts = {arm.name: len(measured.smooth[arm.name]) for arm in job.arms}
+    counts = {
+        intervention.name: len(measured.smooth[intervention.name])
+        for intervention in job.interventions
+    }
     assert set(counts.values()) == {2, 6}
-    for arm in job.arms:
-        if arm.skip or (arm.schedule == "published" and arm.variant == "cond"):
-            assert counts[arm.name] == 6
+    for intervention in job.interventions:
+        if intervention.skip or (
+            intervention.schedule == "published" and intervention.variant == "cond"
+        ):
+            assert counts[intervention.name] == 6
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, pipeline: Pipeline) -> None:
     job = job_in(tmp_path, pipeline)
     found = job.dry_run()
     assert list(tmp_path.iterdir()) == []
-    assert found["arms"] == len(job.arms) and found["seconds_estimate"] > found["seconds_one_image"]
+    assert (
+        found["interventions"] == len(job.interventions)
+        and found["seconds_estimate"] > found["seconds_one_image"]
+    )
     assert found["peak_memory_mb"] > 10
-    assert 1 < found["generations"] < 2 + len(job.arms)
+    assert 1 < found["generations"] < 2 + len(job.interventions)
 
 
 def test_outputs_of_a_directory_and_of_a_name(tmp_path: Path) -> None:
@@ -350,7 +360,7 @@ def test_killed_leaves_no_final_file_and_goes_on(
             timeout=300,
         )
 
-    chunk = 2 * (1 + len(job_in(tmp_path, pipeline).arms))  # score and smooth of every arm
+    chunk = 2 * (1 + len(job_in(tmp_path, pipeline).interventions))  # score and smooth of every arm
     died = run(chunk + 1)
     assert died.returncode == code, died.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".m.yaml.partial"]

@@ -17,9 +17,9 @@ import pytest
 from conftest import invoke, write_tiny
 
 from stagevar_probe.calibrate import processes as ranks
-from stagevar_probe.calibrate.job import Calibration, Outputs, Settings
-from stagevar_probe.calibrate.processes import Ranks, local_device
-from stagevar_probe.calibrate.resume import Partial
+from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
+from stagevar_probe.calibrate.processes import Processes, local_device
+from stagevar_probe.calibrate.resume import ResumableWork
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.measurements import load_measurements, merged, read_json
 from stagevar_probe.metrics.quality import Likeness
@@ -48,18 +48,18 @@ def costs(model, conditioning, sampling, tokens, repeats):
     return Costs(ms, dict.fromkeys(ms, 0.0), 1.0, conditioning.batch, repeats)
 
 calibrate.measure_costs = costs
-calibrate.Calibration._report = lambda job, m, p: job.outputs.report.write_text("x")
-calibrate.Calibration.seconds = lambda job, work: 1.0
+calibrate.CalibrationJob._report = lambda job, m, p: job.outputs.report.write_text("x")
+calibrate.CalibrationJob.seconds = lambda job, work: 1.0
 dies = os.environ.get("DIES_AT")
 if dies:
-    measure = calibrate.Calibration._measure
+    measure = calibrate.CalibrationJob._measure
     left = [int(dies)]
     def dying(*args):
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(*args)
-    calibrate.Calibration._measure = dying
+    calibrate.CalibrationJob._measure = dying
 main()
 """
 
@@ -154,20 +154,20 @@ def test_a_process_that_dies_leaves_a_state_to_go_on_with(runs) -> None:
 def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with ranks.joined() as found:
-        assert found == Ranks() and found.first and found.own(5)
+        assert found == Processes() and found.first and found.own(5)
         found.wait()
     assert local_device() is None
 
 
 def test_shares_are_disjoint_and_whole() -> None:
-    owners = [[Ranks(r, 3).own(i) for r in range(3)] for i in range(10)]
+    owners = [[Processes(r, 3).own(i) for r in range(3)] for i in range(10)]
     assert all(sum(row) == 1 for row in owners)
 
 
 def test_processes_that_do_not_share_a_folder_are_told(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Ranks, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
     with pytest.raises(CalibrationError, match=r"not seen by process 1.*merge"):
-        Partial(tmp_path / "elsewhere", Ranks(1, 2)).open({"a": 1}, True)
+        ResumableWork(tmp_path / "elsewhere", Processes(1, 2)).open({"a": 1}, True)
 
 
 # -- merge ---------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def job(folder: Path, pipeline: Pipeline, begin: int, count: int, **changes) -> 
     """Measure part of one long list of inputs as a job of its own."""
     inputs = balanced_labels(pipeline.model, 6, seed=0).chunk(begin, count)
     settings = Settings(max_loss=0.5, batch=2, rank_images=6, repeats=1, quiet=True)
-    calibration = Calibration(
+    calibration = CalibrationJob(
         pipeline, inputs, balanced_labels(pipeline.model, 2, 0, True), pipeline.sampling(),
         Likeness(), replace(settings, **changes), Outputs.beside(folder / f"{begin}.pth"),
     )  # fmt: skip
@@ -234,7 +234,7 @@ def test_merging_changes_no_part(parts) -> None:
 
 def test_a_given_up_arm_stays_given_up(parts) -> None:
     both = [load_measurements(path) for path in parts[:2]]
-    name = both[0].arms[0].name
+    name = both[0].interventions[0].name
     both[0].smooth[name] = both[0].smooth[name][:1]
     found = merged(both, ["a", "b"])
     assert len(found.smooth[name]) == 1 and len(found.smooth["exact"]) == 6
@@ -269,20 +269,20 @@ def test_the_same_inputs_are_not_counted_twice(parts, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are POSIX's")
 def test_two_jobs_do_not_share_a_folder(tmp_path: Path) -> None:
     folder, job = tmp_path / "partial", {"a": 1}
-    held = Partial(folder)
+    held = ResumableWork(folder)
     held.open(job, resume=True)
     held.once("piece.json", lambda: 1)
     other = (
         "import sys; from pathlib import Path\n"
-        "from stagevar_probe.calibrate.resume import Partial\n"
-        "Partial(Path(sys.argv[1])).open({'a': 1}, resume=sys.argv[2] == 'yes')"
+        "from stagevar_probe.calibrate.resume import ResumableWork\n"
+        "ResumableWork(Path(sys.argv[1])).open({'a': 1}, resume=sys.argv[2] == 'yes')"
     )
     for resume in ("yes", "no"):
         command = [sys.executable, "-c", other, str(folder), resume]
         ran = subprocess.run(command, capture_output=True, text=True)
         assert ran.returncode == 1 and "another calibration is at work" in ran.stderr
     assert (folder / "piece.json").exists()
-    Partial(folder).open(job, resume=True)  # the same process goes on
+    ResumableWork(folder).open(job, resume=True)  # the same process goes on
     held.close()
     assert not folder.exists()
     assert subprocess.run(command, capture_output=True).returncode == 0

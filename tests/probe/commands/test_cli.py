@@ -24,7 +24,7 @@ from stagevar_probe.cli import cli
 from stagevar_probe.commands import verbs as commands
 from stagevar_probe.measure.measurements import load_measurements
 from stagevar_runtime.errors import CheckpointError, StagevarError
-from stagevar_runtime.profile import Plan, load_profile, write_profile
+from stagevar_runtime.profile import PlanEntry, load_profile, write_profile
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(cli.commands)
@@ -217,7 +217,7 @@ def test_quiet_prints_nothing(calibrated: Path, tmp_path: Path) -> None:
 def test_plans_and_presets_by_name(calibrated: Path, tmp_path: Path, plan: str) -> None:
     path = calibrated.with_suffix(".stagevar.yaml")
     profile = load_profile(path)  # which plans it has depends on times: give it one that is sure
-    fast = Plan.model_validate({"steps": [{"scale": 1, "guidance": "cond"}]}, strict=False)
+    fast = PlanEntry.model_validate({"steps": [{"scale": 1, "guidance": "cond"}]}, strict=False)
     write_profile(profile.model_copy(update={"plans": {**profile.plans, "fast": fast}}), path)
     result = done(
         invoke("generate", calibrated, "--plan", plan, "-o", tmp_path / "a.png", "--json")
@@ -255,7 +255,7 @@ def test_compare_shows_exact_above(calibrated: Path, tmp_path: Path) -> None:
 def test_compare_with_a_plan_that_changes_nothing(calibrated: Path, tmp_path: Path) -> None:
     path = calibrated.with_suffix(".stagevar.yaml")
     profile = load_profile(path)
-    plans = {name: Plan(steps=()) for name in profile.plans}
+    plans = {name: PlanEntry(steps=()) for name in profile.plans}
     write_profile(profile.model_copy(update={"plans": plans}), path)
     result = done(invoke("generate", calibrated, "--compare", "-o", tmp_path / "a.png"))
     assert "plan balanced" in result.stdout
@@ -476,7 +476,9 @@ def test_calibrate_json_and_labels_file(tiny_files: Path, tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     measured = load_measurements(said["measurements"])
     assert measured.job["inputs"]["name"] == "labels.jsonl"
-    assert not any(arm.variant for arm in measured.arms)  # nothing to drop without guidance
+    assert not any(
+        intervention.variant for intervention in measured.interventions
+    )  # nothing to drop without guidance
     assert measured.sensitivity == {}
 
 
@@ -578,7 +580,7 @@ def test_validate(calibrated: Path) -> None:
 def test_validate_exits_5_below_the_target(calibrated: Path) -> None:
     path = calibrated.with_suffix(".stagevar.yaml")
     profile = load_profile(path)
-    steps = Plan.model_validate({"steps": [{"scale": k, "run": "skip"} for k in (2, 3)]})
+    steps = PlanEntry.model_validate({"steps": [{"scale": k, "run": "skip"} for k in (2, 3)]})
     write_profile(profile.model_copy(update={"plans": {"balanced": steps}}), path)
     result = done(invoke("validate", path, "-m", calibrated, "--held-out", 4, "--batch", 2))
     assert result.return_value == 5 and "NOT met" in result.stdout

@@ -17,7 +17,7 @@ from conftest import invoke
 
 from stagevar_probe.compare.comparison import (
     Comparison,
-    Contest,
+    ComparisonRun,
     as_csv,
     as_table,
     disturbance,
@@ -25,7 +25,7 @@ from stagevar_probe.compare.comparison import (
     rows,
 )
 from stagevar_probe.compare.grid import Grid, assemble
-from stagevar_probe.compare.questions import answers
+from stagevar_probe.compare.questions import findings
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.flops import plan_flops
 from stagevar_probe.metrics.quality import Likeness
@@ -58,7 +58,7 @@ class Features(Likeness):
 @pytest.fixture(scope="module")
 def found(tiny_var: VAR) -> Comparison:
     inputs = balanced_labels(tiny_var, 6, 0, held_out=True)
-    return Contest(tiny_var, inputs, SAMPLING, Features(), 3, grid=GRID, quiet=True).run()
+    return ComparisonRun(tiny_var, inputs, SAMPLING, Features(), 3, grid=GRID, quiet=True).run()
 
 
 def test_first_row_is_exact_and_has_the_numbers_of_validate(found, tiny_var: VAR) -> None:
@@ -131,7 +131,7 @@ def test_rows_differ_from_exact_and_cost_less(found) -> None:
 def test_measured_directions_are_closer_than_random_ones(found) -> None:
     at = {e.name: found.figures[e.name]["psnr"][0] for e in found.lineup.entries}
     assert at["features 32 pca at 3"] > at["features 32 random at 3"]
-    (axes,) = [a for a in answers(found) if "fewer features" in a.question]
+    (axes,) = [a for a in findings(found) if "fewer features" in a.question]
     assert len(axes.numbers) == 8 and set(axes.numbers) < set(at)
 
 
@@ -140,7 +140,7 @@ def test_a_profile_brings_its_own_directions(tiny_var: VAR) -> None:
     grid = Grid(keep=(0.5,), selectors=("deviation",), restorers=("cache",), ranks=(0.25,))
     shipped = measure_bases(tiny_var, inputs, SAMPLING, {3: 16}, 3)
     tiny_var.features.use(shipped)
-    Contest(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True)._measure_bases()
+    ComparisonRun(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True)._measure_bases()
     first, measured = tiny_var.features.bases
     assert first is shipped and {place[0] for place in measured.vectors} == {2, 3}
     tiny_var.features.use()
@@ -172,7 +172,7 @@ def test_times_of_equal_work_say_how_far_times_can_be_trusted(found) -> None:
 
 def test_work_is_counted_before_it_is_done(tiny_var: VAR) -> None:
     inputs = balanced_labels(tiny_var, 6, 0, held_out=True)
-    contest = Contest(tiny_var, inputs, SAMPLING, Likeness(), 3, quiet=True)
+    contest = ComparisonRun(tiny_var, inputs, SAMPLING, Likeness(), 3, quiet=True)
     work = contest.work()
     plans = contest.lineup.plans
     whole = [plan_flops(tiny_var.info, plan) for plan in plans.values()]
@@ -190,7 +190,7 @@ def test_csv_and_table_hold_every_row(found) -> None:
 
 def test_report_is_one_file(found) -> None:
     job = {"checkpoint": "a <b>", "family": "var", "hardware": {"device": "cpu"}, "dtype": "f32"}
-    page = render(comparison_data(found, answers(found), job, "stagevar-probe compare x"))
+    page = render(comparison_data(found, findings(found), job, "stagevar-probe compare x"))
     assert "a &lt;b&gt;" in page and "<svg" in page and page.count("data:image/png") > 5
     assert "Target" not in page and "RP + RTR" in page and "Every row" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)

@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.chunk import measure_chunk
 from stagevar_probe.measure.costs import Costs
-from stagevar_probe.measure.interventions import Arm, Menu, default_arms, default_menu
+from stagevar_probe.measure.interventions import (
+    Intervention,
+    SearchSpace,
+    default_interventions,
+    default_space,
+)
 from stagevar_probe.measure.measurements import (
     JOB_KEYS,
     Measurements,
@@ -49,12 +54,15 @@ def measured(draw: Any) -> Measurements:
     )
     return Measurements(
         job=dict.fromkeys(JOB_KEYS, draw(st.text(max_size=5))),
-        menu=Menu(
+        space=SearchSpace(
             draw(st.dictionaries(st.text(max_size=6), st.none() | numbers)),
             {"cond@0.6": ("cond", draw(st.none() | numbers)), "null": ("null", None)},
             {draw(st.text(max_size=6)): option},
         ),
-        arms=[Arm(draw(st.text()), 3, "published", "cond"), Arm("skip", 1, skip=True)],
+        interventions=[
+            Intervention(draw(st.text()), 3, "published", "cond"),
+            Intervention("skip", 1, skip=True),
+        ],
         smooth=draw(columns) | {"exact": [draw(numbers)]},
         score=draw(columns),
         psnr=draw(columns),
@@ -76,17 +84,19 @@ def test_dump_and_parse_round_trip(made: Measurements) -> None:
 
 
 def test_six_digits_are_kept() -> None:
-    made = Measurements(dict.fromkeys(JOB_KEYS, "x"), Menu({}, {}, {}), [], {"exact": [1 / 3]})
+    made = Measurements(
+        dict.fromkeys(JOB_KEYS, "x"), SearchSpace({}, {}, {}), [], {"exact": [1 / 3]}
+    )
     assert made.dump()["smooth"]["exact"] == [0.333333]
 
 
 @pytest.fixture(scope="module")
 def good(tiny_var: VAR) -> dict[str, Any]:
-    menu = Menu(
+    space = SearchSpace(
         {"published": None}, {}, {"t": TokenOption(keep=0.5, select="norm", restore="none")}
     )
     job = dict.fromkeys(JOB_KEYS, "x")
-    made = Measurements(job, menu, [Arm("t at 3", 3, tokens="t")], {"exact": [1.0]})
+    made = Measurements(job, space, [Intervention("t at 3", 3, tokens="t")], {"exact": [1.0]})
     return made.dump()
 
 
@@ -145,19 +155,25 @@ def test_files_that_hold_something_else(tmp_path: Path, content: str) -> None:
 
 def test_chunks_add_up(tiny_var: VAR) -> None:
     """Two chunks give, image by image, what one chunk of all images gives."""
-    menu = default_menu(tiny_var.info, SAMPLING)
-    arms = [arm for arm in default_arms(menu, tiny_var.scales()) if not arm.features][::5]
+    space = default_space(tiny_var.info, SAMPLING)
+    interventions = [
+        intervention
+        for intervention in default_interventions(space, tiny_var.scales())
+        if not intervention.features
+    ][::5]
     inputs = balanced_labels(tiny_var, 4, seed=3)
 
     def collect(*parts: tuple[int, int, int]) -> Measurements:
-        made = Measurements({}, menu, arms)
+        made = Measurements({}, space, interventions)
         for start, size, ranked in parts:
             chunk = inputs.chunk(start, size)
-            made.add(measure_chunk(tiny_var, chunk, menu, arms, SAMPLING, Likeness(), ranked))
+            made.add(
+                measure_chunk(tiny_var, chunk, space, interventions, SAMPLING, Likeness(), ranked)
+            )
         return made
 
     whole, parts = collect((0, 4, 3)), collect((0, 2, 2), (2, 2, 1))
-    assert whole.smooth.keys() == parts.smooth.keys() >= {"exact", *(a.name for a in arms)}
+    assert whole.smooth.keys() == parts.smooth.keys() >= {"exact", *(a.name for a in interventions)}
     for table in ("smooth", "score", "psnr"):
         for name, values in getattr(whole, table).items():
             np.testing.assert_allclose(getattr(parts, table)[name], values, atol=1e-3, rtol=1e-3)
@@ -177,15 +193,17 @@ def test_chunks_add_up(tiny_var: VAR) -> None:
 
 
 def test_losses_are_exact_minus_arm_of_the_images_both_have() -> None:
-    made = Measurements({}, Menu({}, {}, {}), [], {"exact": [1.0, 0.5, 0.25], "arm": [0.75, 0.75]})
+    made = Measurements(
+        {}, SearchSpace({}, {}, {}), [], {"exact": [1.0, 0.5, 0.25], "arm": [0.75, 0.75]}
+    )
     assert made.losses("arm").tolist() == [0.25, -0.25]
 
 
 def test_measured_chunk_has_every_part(tiny_var: VAR) -> None:
-    menu = default_menu(tiny_var.info, SAMPLING)
-    arm = Arm("cond from 2", 2, "published", "cond")
+    space = default_space(tiny_var.info, SAMPLING)
+    intervention = Intervention("cond from 2", 2, "published", "cond")
     inputs = balanced_labels(tiny_var, 2, seed=0)
-    chunk = measure_chunk(tiny_var, inputs, menu, [arm], SAMPLING, Likeness(), 0)
+    chunk = measure_chunk(tiny_var, inputs, space, [intervention], SAMPLING, Likeness(), 0)
     json.dumps(chunk, allow_nan=False)
     assert chunk["ranks"] == []  # no image was to be ranked
     assert chunk["smooth"]["exact"] == [1.0, 1.0] and "exact" not in chunk["psnr"]

@@ -21,11 +21,19 @@ from stagevar_probe.calibrate.profile import (
     stages_of,
 )
 from stagevar_probe.measure.costs import Costs
-from stagevar_probe.measure.interventions import PUBLISHED, Arm, Menu
+from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements
 from stagevar_probe.observe.rank import ratio_name
 from stagevar_probe.solve.build import problem_from, steps_of
-from stagevar_probe.solve.candidates import RUNGS, UNCHANGED, WIDE, cooler, field, hopeless, suits
+from stagevar_probe.solve.candidates import (
+    RUNGS,
+    UNCHANGED,
+    WIDE,
+    cooler,
+    cooler_helps,
+    field,
+    stop_early,
+)
 from stagevar_probe.solve.milp import FULL, SKIP, Choice, Solution, solve
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.loop.plan import compile_plan
@@ -39,18 +47,18 @@ SCALES = tuple(ScaleSpec(k, s, s, s * s) for k, s in enumerate(SIDES))
 INFO = ModelInfo("var", 2, 64, 2, (range(0, 1), range(1, 2)), guidance="ramp")
 SAMPLING = Sampling(guidance=2.0)
 TOKENS = {"half": TokenOption(keep=0.5, select="norm", restore="cache", span="all")}
-MENU = Menu(
+MENU = SearchSpace(
     {PUBLISHED: None, "constant 3": 3.0},
     {"cond": ("cond", None), "cool": ("cond", 0.6), "null": ("null", None)},
     TOKENS,
 )
 ARMS = [
-    Arm("constant 3", 0, "constant 3"),
-    Arm("cond from 2", 2, PUBLISHED, "cond"),
-    Arm("null from 2", 2, PUBLISHED, "null"),
-    Arm("joint", 2, "constant 3", "cool"),
-    Arm("half at 3", 3, tokens="half"),
-    Arm("skip from 3", 3, skip=True),
+    Intervention("constant 3", 0, "constant 3"),
+    Intervention("cond from 2", 2, PUBLISHED, "cond"),
+    Intervention("null from 2", 2, PUBLISHED, "null"),
+    Intervention("joint", 2, "constant 3", "cool"),
+    Intervention("half at 3", 3, tokens="half"),
+    Intervention("skip from 3", 3, skip=True),
 ]
 MS = {
     **{(k, rows, FULL): float(rows * (k + 1)) for k in range(4) for rows in (1, 2)},
@@ -93,8 +101,8 @@ def measured(**values: list[float]) -> Measurements:
             "hardware": {"device": "cpu", "threads": 1},
             "version": "0.1.0",
         },
-        menu=MENU,
-        arms=ARMS,
+        space=MENU,
+        interventions=ARMS,
         smooth=losses | values,
         sensitivity={2: {"cond": [0.1, 0.3]}},
         ranks=[
@@ -197,8 +205,8 @@ def test_a_dropped_branch_is_said_once() -> None:
 
 def test_part_of_the_tokens_is_guided_at_every_scale_where_guidance_is_left() -> None:
     made = measured(guided=[0.999, 0.799], **{"skip from 3": [0.5, 0.5]})
-    made.menu = replace(MENU, parts={"guided 0.2": {2: 0.5, 3: 0.25}})
-    made.arms = [*ARMS[1:3], Arm("guided", 2, part="guided 0.2")]
+    made.space = replace(MENU, parts={"guided 0.2": {2: 0.5, 3: 0.25}})
+    made.interventions = [*ARMS[1:3], Intervention("guided", 2, part="guided 0.2")]
     assert made.costs is not None
     part = {(k, 2, "guided 0.2"): 1.2 * (k + 1) for k in (2, 3)}
     made.costs = replace(made.costs, ms={**MS, **part})
@@ -301,8 +309,10 @@ def test_the_race_has_plans_with_and_without_another_guidance() -> None:
 def test_the_race_has_plans_that_a_lucky_faster_one_would_hide() -> None:
     """Half the tokens at scale 3 seem free, and hide the drop that costs something."""
     made = measured(**{"half at 3": [1.0, 0.8], "cond from 2": [1.0, 0.79]})
-    made.menu = replace(MENU, schedules={PUBLISHED: None})
-    made.arms = [arm for arm in ARMS if arm.schedule == PUBLISHED]
+    made.space = replace(MENU, schedules={PUBLISHED: None})
+    made.interventions = [
+        intervention for intervention in ARMS if intervention.schedule == PUBLISHED
+    ]
     made.costs = replace(made.costs, ms={**MS, (3, 2, "half"): 1.0, (3, 1, "half"): 1.0})
     drop = (PlanStep(scale=2, guidance="cond"),)
     seen = [c.steps for c in field(made, 0.02)]
@@ -317,9 +327,9 @@ def test_the_race_is_sampled_cooler_where_that_suits() -> None:
     def figures(kid: float, loss: float) -> dict[str, Any]:
         return {"kid_loss": [kid, kid - 9, kid + 9], "loss": [loss] * 3, "smooth_loss": [loss] * 3}
 
-    assert suits(figures(-5.0, 0.01), 0.02) and not suits(figures(5.0, 0.0), 0.02)
-    assert not suits(figures(-5.0, 0.011), 0.02)
-    assert not suits({"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}, 0.02)
+    assert cooler_helps(figures(-5.0, 0.01), 0.02) and not cooler_helps(figures(5.0, 0.0), 0.02)
+    assert not cooler_helps(figures(-5.0, 0.011), 0.02)
+    assert not cooler_helps({"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}, 0.02)
 
 
 def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
@@ -342,6 +352,6 @@ def test_hopeless_needs_three_standard_errors() -> None:
         around = {"smooth_loss": (loss, 0.04), "kid_loss": (kid, 100.0)}
         return {name: [m, m - half, m + half] for name, (m, half) in around.items()}
 
-    assert not hopeless(figures(0.08, 140.0), 0.01)  # the loosest budget is 0.03
-    assert hopeless(figures(0.1, 0.0), 0.01) and hopeless(figures(0.0, 160.0), 0.01)
-    assert not hopeless({"smooth_loss": [0.08, 0.04, 0.12]}, 0.01)  # nothing real to compare with
+    assert not stop_early(figures(0.08, 140.0), 0.01)  # the loosest budget is 0.03
+    assert stop_early(figures(0.1, 0.0), 0.01) and stop_early(figures(0.0, 160.0), 0.01)
+    assert not stop_early({"smooth_loss": [0.08, 0.04, 0.12]}, 0.01)  # nothing real to compare with

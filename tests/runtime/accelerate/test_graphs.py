@@ -186,7 +186,7 @@ def test_a_replay_that_fails_runs_eagerly() -> None:
     def fail() -> None:
         raise RuntimeError("device side")
 
-    next(iter(recorded.shapes)).slots[3].graph.replay = fail  # type: ignore[union-attr]
+    next(iter(recorded.shapes)).recorded_scales[3].graph.replay = fail  # type: ignore[union-attr]
     want = generate(model, labels(model, 4), plan, SAMPLING, 4)
     same(generate(model, labels(model, 4), plan, SAMPLING, 4, graphs=recorded), want)
     assert not recorded.off
@@ -211,7 +211,7 @@ def test_shapes_are_bounded_and_share_rooms() -> None:
         for plan in plans[:2]:
             generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
     exact, cond = recorded.shapes
-    assert exact.rooms is cond.rooms and recorded.room_bytes() > 0
+    assert exact.buffers is cond.buffers and recorded.room_bytes() > 0
     tokens = sum(scale.tokens for scale in model.scales())
     assert recorded.room_bytes() == 2 * 2 * (2 * 2) * tokens * 64 * 4  # k, v; blocks; rows
     for turn in range(3):

@@ -20,7 +20,7 @@ from stagevar_runtime.loop.engine import advance, start
 from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.model import sampling
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel
-from stagevar_runtime.model.sampling import Noise, race
+from stagevar_runtime.model.sampling import Noise, multinomial_no_sync
 from stagevar_runtime.options.restorers import RESTORERS
 from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.profile import PlanStep, TokenOption
@@ -59,7 +59,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__"):
             patch.setattr(torch.Tensor, name, refuse)
         patch.setattr(torch, "tensor", refuse)  # copies from the host, and waits
-        patch.setattr(sampling, "pick", race)  # what a GPU runs
+        patch.setattr(sampling, "multinomial", multinomial_no_sync)  # what a GPU runs
         with NoWaiting():
             yield
 
@@ -136,4 +136,4 @@ def test_the_race_draws_what_multinomial_draws(shape: tuple[int, int]) -> None:
         p[:, 0] = 0.0
         for _ in range(2):
             want = torch.multinomial(p, 1, True, generator=generator)
-            assert torch.equal(race(p, noise.shared), want)
+            assert torch.equal(multinomial_no_sync(p, noise.shared), want)

@@ -94,7 +94,7 @@ def test_logits_are_guided_where_guidance_moved_most(made: Made, monkeypatch, be
 
     index = chosen(scales[last], 0.4)
     by_grid = {scales[last].grid: index, scales[last - 1].grid: chosen(scales[last - 1], 0.6)}
-    monkeypatch.setitem(SELECTORS, "these", Selector(lambda scene: by_grid[scene.grid]))
+    monkeypatch.setitem(SELECTORS, "these", Selector(lambda context: by_grid[context.grid]))
     alone = [PlanStep(scale=0, guidance="null")]
     for k, share in ((last - 1, 0.6), (last, 0.4))[not earlier :]:
         some = TokenOption(keep=share, select="these", restore="none", span="all")

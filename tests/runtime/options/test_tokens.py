@@ -16,14 +16,14 @@ from stagevar_runtime.options import restorers, selectors
 from stagevar_runtime.options.restorers import RESTORERS, spread
 from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.options.sketch import orthonormal_sketch
-from stagevar_runtime.options.tokens import Grid, Kept, Scene, kept_tokens, put, resize, take
+from stagevar_runtime.options.tokens import Grid, Kept, TokenContext, kept_tokens, put, resize, take
 
 
-def scene_of(x: Tensor, keep: int, generators: list[torch.Generator]) -> Scene:
+def scene_of(x: Tensor, keep: int, generators: list[torch.Generator]) -> TokenContext:
     """Tokens in one row, with half as many that went before them."""
     n = x.shape[1]
     before = resize(x.roll(1, 1) + 0.3 * x.flip(1), (1, n), (1, max(1, n // 2)))
-    return Scene(x, (1, n), keep, generators, before=(before, (1, max(1, n // 2))))
+    return TokenContext(x, (1, n), keep, generators, before=(before, (1, max(1, n // 2))))
 
 
 def select(
@@ -41,12 +41,12 @@ def restore(
     before: tuple[Tensor, Grid] | None = None,
     after: tuple[Tensor, Grid] | None = None,
 ) -> Tensor:
-    scene = Scene(x, grid, kept.index.shape[1], before=before, after=after)
-    return restorers.restore(scene, kept, y, method)
+    context = TokenContext(x, grid, kept.index.shape[1], before=before, after=after)
+    return restorers.restore(context, kept, y, method)
 
 
 def lift(x: Tensor, index: Tensor, change: Tensor) -> Tensor:
-    return spread(Scene(x, (1, x.shape[1]), index.shape[1]).sketch, index, change)
+    return spread(TokenContext(x, (1, x.shape[1]), index.shape[1]).sketch, index, change)
 
 
 def tokens(rows: int = 2, n: int = 16, d: int = 24, seed: int = 0) -> Tensor:

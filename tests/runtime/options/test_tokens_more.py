@@ -23,7 +23,7 @@ from stagevar_runtime.loop.plan import GroupStep, TokenStep, compile_plan, stori
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
 from stagevar_runtime.options.selectors import SELECTORS, select
 from stagevar_runtime.options.sketch import pivots
-from stagevar_runtime.options.tokens import Scene
+from stagevar_runtime.options.tokens import TokenContext
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -33,8 +33,8 @@ def tokens(rows: int, n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def chosen(scene: Scene, method: str) -> list[int]:
-    return select(scene, method).index[0].tolist()
+def chosen(context: TokenContext, method: str) -> list[int]:
+    return select(context, method).index[0].tolist()
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (6, 4), (1, 24), (24, 1)])
@@ -47,15 +47,15 @@ def test_highpass_against_numpy(grid: tuple[int, int]) -> None:
             near = maps[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].reshape(-1, 5)
             far[i, j] = np.linalg.norm(maps[i, j] - near.mean(0))
     expected = sorted(np.argsort(far.flatten())[-7:].tolist())
-    assert chosen(Scene(x, grid, 7), "highpass") == expected
+    assert chosen(TokenContext(x, grid, 7), "highpass") == expected
 
 
 def test_highpass_ignores_a_smooth_offset_that_deviation_follows() -> None:
     x = torch.zeros(1, 64, 3)
     x[0, :32] = 5.0  # one half is bright, the other dark
     x[0, 50] = 1.0  # a speck
-    assert 50 in chosen(Scene(x, (8, 8), 17), "highpass")  # 16 tokens lie on the edge
-    assert 50 not in chosen(Scene(x, (8, 8), 17), "deviation")
+    assert 50 in chosen(TokenContext(x, (8, 8), 17), "highpass")  # 16 tokens lie on the edge
+    assert 50 not in chosen(TokenContext(x, (8, 8), 17), "deviation")
 
 
 def test_update_against_numpy() -> None:
@@ -64,7 +64,7 @@ def test_update_against_numpy() -> None:
     now = x[0].numpy()
     cosine = (now * doubled).sum(1) / np.linalg.norm(now, axis=1) / np.linalg.norm(doubled, axis=1)
     expected = sorted(np.argsort(cosine)[:8].tolist())
-    assert chosen(Scene(x, (6, 6), 8, before=(before, (3, 3))), "update") == expected
+    assert chosen(TokenContext(x, (6, 6), 8, before=(before, (3, 3))), "update") == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -78,17 +78,17 @@ def test_pivots_are_those_of_scipy(s: int, more: int, seed: int) -> None:
 
 
 def test_pivot_selects_the_pivots_of_the_sketch() -> None:
-    scene = Scene(tokens(2, 30, 16), (5, 6), 9)
-    kept = select(scene, "pivot")
-    assert torch.equal(kept.index, pivots(scene.sketch, 9).sort(dim=1).values)
+    context = TokenContext(tokens(2, 30, 16), (5, 6), 9)
+    kept = select(context, "pivot")
+    assert torch.equal(kept.index, pivots(context.sketch, 9).sort(dim=1).values)
 
 
 def test_pivot_beyond_the_sketch_takes_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stagevar_runtime.options.tokens.SKETCH_WIDTH", 3)
     x = tokens(2, 40, 12, seed=3)
-    scene = Scene(x, (5, 8), 11)
-    first = pivots(scene.sketch, 3)
-    kept = select(scene, "pivot")
+    context = TokenContext(x, (5, 8), 11)
+    first = pivots(context.sketch, 3)
+    kept = select(context, "pivot")
     for row in range(2):
         spanned = x[row, first[row]].double().numpy().T
         rest = x[row].double().numpy()
@@ -100,7 +100,7 @@ def test_pivot_beyond_the_sketch_takes_what_is_missing(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("method", ["pivot", "leverage", "highpass", "deviation"])
 def test_equal_tokens_still_give_as_many_as_asked(method: str) -> None:
-    kept = select(Scene(torch.ones(2, 20, 8), (4, 5), 12), method)
+    kept = select(TokenContext(torch.ones(2, 20, 8), (4, 5), 12), method)
     assert (kept.index.diff(dim=1) > 0).all() and kept.index.shape == (2, 12)
 
 
@@ -110,8 +110,8 @@ def test_sketch_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "stagevar_runtime.options.tokens.orthonormal_sketch",
         lambda x, width: made.append(width) or tokens(1, 16, width),
     )
-    scene = Scene(tokens(1, 16, 8), (4, 4), 5)
-    assert scene.sketch is scene.sketch and made == [5]
+    context = TokenContext(tokens(1, 16, 8), (4, 4), 5)
+    assert context.sketch is context.sketch and made == [5]
 
 
 # -- spans ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.profile import (
     CreatedBy,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     TokenOption,
     dump_profile,
@@ -103,7 +103,7 @@ def square_profile(pipeline) -> Profile:
         ),
         provenance="published",
         default_plan="stagevar",
-        plans={"stagevar": Plan(steps=(step,))},
+        plans={"stagevar": PlanEntry(steps=(step,))},
     )
 
 

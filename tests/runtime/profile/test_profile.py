@@ -17,7 +17,7 @@ from stagevar_runtime.profile import (
     Calibration,
     Estimate,
     Expected,
-    Plan,
+    PlanEntry,
     PlanStep,
     Profile,
     ScaleMeasurement,
@@ -138,7 +138,7 @@ branches = st.sampled_from(BRANCHES)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> PlanEntry:
     steps = []
     for scale in sorted(draw(st.sets(st.integers(0, 3)))):
         if draw(st.booleans()):
@@ -158,7 +158,7 @@ def plans(draw: st.DrawFn) -> Plan:
         loss_ci95=draw(st.none() | interval),
         speedup_loop=draw(st.none() | positive | st.lists(positive).map(tuple)),
     )
-    return Plan(steps=tuple(steps), expected=draw(st.sampled_from([None, expected])))
+    return PlanEntry(steps=tuple(steps), expected=draw(st.sampled_from([None, expected])))
 
 
 scalars = st.text() | st.integers(-(10**15), 10**15) | number | st.booleans()
@@ -334,7 +334,7 @@ def test_migration_runs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_programs_may_build_with_lists_but_not_change() -> None:
-    plan = Plan.model_validate({"steps": [{"scale": 1, "guidance": "cond"}]})
+    plan = PlanEntry.model_validate({"steps": [{"scale": 1, "guidance": "cond"}]})
     assert plan.steps == (PlanStep(scale=1, guidance="cond"),)
     with pytest.raises(ValidationError):
         plan.steps[0].scale = 2

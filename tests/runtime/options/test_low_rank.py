@@ -1,6 +1,6 @@
 """Layers through part of their input, on all tokens.
 
-pytest tests/runtime/options/test_narrowing.py
+pytest tests/runtime/options/test_low_rank.py
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stagevar_runtime.profile import (
     CreatedBy,
     FeatureOption,
     ModelRef,
-    Plan,
+    PlanEntry,
     PlanStep,
     Profile,
     TokenOption,
@@ -277,7 +277,7 @@ def profile_of(pipeline: Any, **plans: tuple[PlanStep, ...]) -> Profile:
         ),
         provenance="measured",
         default_plan=next(iter(plans)),
-        plans={name: Plan(steps=steps) for name, steps in plans.items()},
+        plans={name: PlanEntry(steps=steps) for name, steps in plans.items()},
     )
 
 

@@ -1,6 +1,6 @@
 """The directions are those of what enters the layers.
 
-pytest tests/probe/observe/test_bases.py
+pytest tests/probe/observe/test_pca.py
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ import pytest
 import torch
 from conftest import prompts, tiny_infinity, write_tiny
 
-from stagevar_probe.calibrate.job import Calibration, Outputs, Settings
+from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
 from stagevar_probe.commands import measured as measured_commands
 from stagevar_probe.datasets.inputs import Inputs, balanced_labels
 from stagevar_probe.measure.costs import cost_plans, measure_costs
 from stagevar_probe.measure.flops import scale_flops
-from stagevar_probe.measure.interventions import Arm, Menu, default_arms, default_menu, run_chunk
+from stagevar_probe.measure.interventions import (
+    Intervention,
+    SearchSpace,
+    default_interventions,
+    default_space,
+    run_chunk,
+)
 from stagevar_probe.measure.measurements import load_measurements
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks, without_bases
@@ -111,27 +117,36 @@ def test_nothing_seen_is_an_error(tiny_var: VAR) -> None:
 
 
 def test_menu_has_features_where_the_family_has_them(tiny_var: VAR) -> None:
-    menu = default_menu(tiny_var.info, SAMPLING)
-    assert menu.features == {f"pca {r}": FeatureOption(rank=r, basis="pca") for r in (32, 16)}
-    arms = [arm for arm in default_arms(menu, tiny_var.scales()) if arm.features]
-    assert [(arm.scale, arm.features) for arm in arms] == [
+    space = default_space(tiny_var.info, SAMPLING)
+    assert space.features == {f"pca {r}": FeatureOption(rank=r, basis="pca") for r in (32, 16)}
+    interventions = [
+        intervention
+        for intervention in default_interventions(space, tiny_var.scales())
+        if intervention.features
+    ]
+    assert [(intervention.scale, intervention.features) for intervention in interventions] == [
         *((2, "pca 32"), (2, "pca 16"), (3, "pca 32"), (3, "pca 16"))
     ]
-    assert measured_ranks(menu.steps(arm, 4) for arm in arms) == {2: 32, 3: 32}
-    assert not default_menu(replace(tiny_var.info, layers={}), SAMPLING).features
+    assert measured_ranks(space.steps(intervention, 4) for intervention in interventions) == {
+        2: 32,
+        3: 32,
+    }
+    assert not default_space(replace(tiny_var.info, layers={}), SAMPLING).features
 
 
 def test_an_arm_is_its_plan_run_whole(tiny_var: VAR) -> None:
     tiny_var.features.use(measure_bases(tiny_var, INPUTS, SAMPLING, {2: 16, 3: 16}, 6))
-    menu = Menu({"published": None}, {}, {}, {"pca": FeatureOption(rank=16, basis="pca")})
-    arms = [Arm(f"pca at {k}", k, features="pca") for k in (2, 3)]
+    space = SearchSpace({"published": None}, {}, {}, {"pca": FeatureOption(rank=16, basis="pca")})
+    interventions = [Intervention(f"pca at {k}", k, features="pca") for k in (2, 3)]
     seen: dict[str, torch.Tensor] = {}
-    run_chunk(tiny_var, INPUTS, menu, arms, SAMPLING, seen.__setitem__)
-    for arm in arms:
-        plan = compile_plan(menu.steps(arm, 4), tiny_var.info, tiny_var.scales(), SAMPLING)
+    run_chunk(tiny_var, INPUTS, space, interventions, SAMPLING, seen.__setitem__)
+    for intervention in interventions:
+        plan = compile_plan(
+            space.steps(intervention, 4), tiny_var.info, tiny_var.scales(), SAMPLING
+        )
         conditioning = INPUTS.condition(tiny_var)
         whole = generate(tiny_var, conditioning, plan, SAMPLING, list(INPUTS.seeds)).images
-        torch.testing.assert_close(seen[arm.name], whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(seen[intervention.name], whole, atol=1e-5, rtol=0)
         assert not torch.equal(whole, seen["exact"])
 
 
@@ -142,24 +157,26 @@ def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
     info = replace(info, groups=tuple(range(i, i + 4) for i in range(0, 16, 4)))
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     scales = tuple(ScaleSpec(k, s, s, s * s) for k, s in enumerate(sides))
-    menu = default_menu(info, SAMPLING)
+    space = default_space(info, SAMPLING)
     whole = sum(scale_flops(info, compile_plan((), info, scales, SAMPLING)))
-    work = {True: float(len(menu.schedules)), False: float(len(menu.schedules))}
-    for arm in (arm for arm in default_arms(menu, scales) if arm.scale):
-        plan = compile_plan(menu.steps(arm, len(scales)), info, scales, SAMPLING)
-        spent = sum(scale_flops(info, plan)[arm.scale :]) / whole
+    work = {True: float(len(space.schedules)), False: float(len(space.schedules))}
+    for intervention in (
+        intervention for intervention in default_interventions(space, scales) if intervention.scale
+    ):
+        plan = compile_plan(space.steps(intervention, len(scales)), info, scales, SAMPLING)
+        spent = sum(scale_flops(info, plan)[intervention.scale :]) / whole
         work[True] += spent
-        work[False] += 0 if arm.features else spent
+        work[False] += 0 if intervention.features else spent
     assert work[True] + 1 < 60 and work[True] + 1 < work[False] + 5
 
 
 def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
     tiny_var.features.use()
-    menu = default_menu(tiny_var.info, SAMPLING, tiny_var.scales())
-    inputs, options = tiny_var.condition(labels=[0, 1]), {**menu.tokens, **menu.features}
-    costs = measure_costs(tiny_var, inputs, SAMPLING, menu.options, 1)
+    space = default_space(tiny_var.info, SAMPLING, tiny_var.scales())
+    inputs, options = tiny_var.condition(labels=[0, 1]), {**space.tokens, **space.features}
+    costs = measure_costs(tiny_var, inputs, SAMPLING, space.options, 1)
     cells = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in options}
-    cells |= {(k, 2, name) for name, part in menu.parts.items() for k in part}
+    cells |= {(k, 2, name) for name, part in space.parts.items() for k in part}
     assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()
     one = {"pca": FeatureOption(rank=4, basis="pca")}
     for _, name, plan in cost_plans(tiny_var, SAMPLING, one):
@@ -172,9 +189,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return load(write_tiny(tmp_path_factory.mktemp("bases")), device="cpu", profile=None)
 
 
-def job_in(folder: Path, pipeline: Pipeline) -> Calibration:
+def job_in(folder: Path, pipeline: Pipeline) -> CalibrationJob:
     model = pipeline.model
-    return Calibration(
+    return CalibrationJob(
         pipeline,
         balanced_labels(model, 6, seed=0),
         balanced_labels(model, 4, seed=0, held_out=True),
@@ -190,12 +207,12 @@ def with_features(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.Monkey
     """A calibration whose plans all narrow the last scale to 16 measured directions."""
     steps = (PlanStep(scale=3, features=FeatureOption(rank=16, basis="pca")),)
 
-    def race(job: Calibration, measured: Any) -> Any:
+    def race(job: CalibrationJob, measured: Any) -> Any:
         figures = job._validate({"balanced": steps}, job.held_out, "held out", "final")
         return {"balanced": steps}, figures, []
 
-    monkeypatch.setattr(Calibration, "_race", race)
-    monkeypatch.setattr(Calibration, "_report", lambda job, m, p: None)
+    monkeypatch.setattr(CalibrationJob, "_race", race)
+    monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)
     job_in(tmp_path, pipeline).run()
     return tmp_path
 
@@ -212,7 +229,7 @@ def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pi
     assert {"pca 32 at 3", "pca 16 at 2"} <= measured.smooth.keys()
     assert (3, 2, "pca 16") in measured.costs.ms  # type: ignore[union-attr]
     model = pipeline.model
-    assert measured.menu == default_menu(model.info, pipeline.sampling(), model.scales())
+    assert measured.space == default_space(model.info, pipeline.sampling(), model.scales())
 
 
 def test_a_calibration_without_such_plans_leaves_no_file(
@@ -221,11 +238,11 @@ def test_a_calibration_without_such_plans_leaves_no_file(
     (tmp_path / "m.stagevar.safetensors").write_text("of an earlier profile")
     job = job_in(tmp_path, pipeline)
 
-    def race(job: Calibration, measured: Any) -> Any:
+    def race(job: CalibrationJob, measured: Any) -> Any:
         return {"balanced": ()}, job._validate({"balanced": ()}, job.held_out, "x", "final"), []
 
-    monkeypatch.setattr(Calibration, "_race", race)
-    monkeypatch.setattr(Calibration, "_report", lambda job, m, p: None)
+    monkeypatch.setattr(CalibrationJob, "_race", race)
+    monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)
     job.run()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "m.stagevar.measurements.json",
@@ -246,9 +263,17 @@ def test_solve_chooses_only_what_is_at_hand(
     path = with_features / "m.stagevar.measurements.json"
     measured = load_measurements(path)
     bases = Bases.load(with_features / "m.stagevar.safetensors", measured.job["weights"])
-    left = [arm.name for arm in without_bases(measured, bases).arms if arm.features]
+    left = [
+        intervention.name
+        for intervention in without_bases(measured, bases).interventions
+        if intervention.features
+    ]
     assert left == ["pca 16 at 3"]
-    assert not [arm for arm in without_bases(measured, None).arms if arm.features]
+    assert not [
+        intervention
+        for intervention in without_bases(measured, None).interventions
+        if intervention.features
+    ]
     assert measured.costs is not None
     for cell in measured.costs.ms:  # narrowing is free of loss and time: nothing else is chosen
         if cell[2] == "pca 16":

@@ -1,6 +1,6 @@
 """What is asked for, and losses that cannot fall.
 
-pytest tests/probe/solve/test_goal.py
+pytest tests/probe/solve/test_target.py
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import pytest
 from conftest import SMALL, invoke, write_tiny
 
 from stagevar_probe.measure.costs import Costs
-from stagevar_probe.measure.interventions import PUBLISHED, Arm, Menu
+from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements, load_measurements
 from stagevar_probe.solve.build import problem_from
 from stagevar_probe.solve.isotonic import curves, disagreements, smoothed
-from stagevar_probe.solve.milp import FULL, Problem, gentlest, solve
-from stagevar_probe.solve.target import Goal
+from stagevar_probe.solve.milp import FULL, Problem, least_loss, solve
+from stagevar_probe.solve.target import Target
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.profile import load_profile
 
@@ -37,28 +37,28 @@ COSTS = Costs(dict(PROBLEM.ms), {}, decode_ms=20.0, batch=4, repeats=1)
     [(200, 120, 0), (119, 90, 0.01), (90, 90, 0.01), (89, 60, 0.04), (60, 60, 0.04)],
 )
 def test_gentlest_is_the_least_loss_within_the_time(limit, ms, loss) -> None:
-    found = gentlest(PROBLEM, limit)
+    found = least_loss(PROBLEM, limit)
     assert found.feasible and found.ms == pytest.approx(ms) and found.loss == pytest.approx(loss)
 
 
 def test_gentlest_where_nothing_is_fast_enough_is_the_fastest() -> None:
-    found = gentlest(PROBLEM, 1.0)
+    found = least_loss(PROBLEM, 1.0)
     assert not found.feasible
     assert found.ms == solve(PROBLEM, budget=1e9).ms
 
 
 def test_speed_is_end_to_end() -> None:
     # 140 / 110 = 1.27: dropping from 2 is enough for 1.25, not for 1.3
-    assert Goal(0.02, min_speedup=1.25).choose(PROBLEM, COSTS)["balanced"].ms == 90
-    assert Goal(0.02, min_speedup=1.3).choose(PROBLEM, COSTS)["balanced"].ms == 60
+    assert Target(0.02, min_speedup=1.25).choose(PROBLEM, COSTS)["balanced"].ms == 90
+    assert Target(0.02, min_speedup=1.3).choose(PROBLEM, COSTS)["balanced"].ms == 60
     # a batch of 4: 27.5 ms an image are 110 a batch
-    assert Goal(0.02, max_ms=27.5).choose(PROBLEM, COSTS)["balanced"].ms == 90
-    assert Goal(0.02, max_ms=27.0).choose(PROBLEM, COSTS)["balanced"].ms == 60
-    assert Goal(0.02, max_ms=500).choose(PROBLEM, COSTS)["balanced"].ms == 120
-    plans = Goal(0.02, min_speedup=1.5).choose(PROBLEM, COSTS)
+    assert Target(0.02, max_ms=27.5).choose(PROBLEM, COSTS)["balanced"].ms == 90
+    assert Target(0.02, max_ms=27.0).choose(PROBLEM, COSTS)["balanced"].ms == 60
+    assert Target(0.02, max_ms=500).choose(PROBLEM, COSTS)["balanced"].ms == 120
+    plans = Target(0.02, min_speedup=1.5).choose(PROBLEM, COSTS)
     assert plans["quality"].ms >= plans["balanced"].ms >= plans["fast"].ms
     with pytest.raises(CalibrationError, match=r"decoding alone.*at most 7\.00x"):
-        Goal(0.02, min_speedup=8).choose(PROBLEM, COSTS)
+        Target(0.02, min_speedup=8).choose(PROBLEM, COSTS)
 
 
 def figures(total: float, loss: float) -> dict:
@@ -66,26 +66,26 @@ def figures(total: float, loss: float) -> dict:
 
 
 def test_goal_is_held_against_what_was_measured() -> None:
-    assert Goal(0.02, min_speedup=1.4).met(figures(100, 0.5))
-    assert not Goal(0.02, min_speedup=1.4).met(figures(101, 0.0))
-    assert not Goal(0.02, min_speedup=1.4, loss_asked=True).met(figures(100, 0.5))
-    assert Goal(0.02, max_ms=25).met(figures(100, 0.5))
-    assert not Goal(0.02, max_ms=24).met(figures(100, 0.0))
-    assert Goal(0.02).met(figures(139, 0.02)) and not Goal(0.02).met(figures(1, 0.03))
+    assert Target(0.02, min_speedup=1.4).met(figures(100, 0.5))
+    assert not Target(0.02, min_speedup=1.4).met(figures(101, 0.0))
+    assert not Target(0.02, min_speedup=1.4, loss_asked=True).met(figures(100, 0.5))
+    assert Target(0.02, max_ms=25).met(figures(100, 0.5))
+    assert not Target(0.02, max_ms=24).met(figures(100, 0.0))
+    assert Target(0.02).met(figures(139, 0.02)) and not Target(0.02).met(figures(1, 0.03))
 
 
 def test_a_missed_speed_asks_for_more() -> None:
-    goal = Goal(0.02, min_speedup=1.4)
-    factor = goal.harder(figures(110, 0), 1.0)
+    target = Target(0.02, min_speedup=1.4)
+    factor = target.harder(figures(110, 0), 1.0)
     assert factor == pytest.approx(1.1)
-    assert goal.choose(PROBLEM, COSTS, factor)["balanced"].ms == 60
+    assert target.choose(PROBLEM, COSTS, factor)["balanced"].ms == 60
 
 
-def measured(losses: dict[str, np.ndarray], arms: list[Arm]) -> Measurements:
+def measured(losses: dict[str, np.ndarray], interventions: list[Intervention]) -> Measurements:
     exact = np.full(len(next(iter(losses.values()))), 0.9)
-    menu = Menu({PUBLISHED: None}, {"cond": ("cond", None), "cond@0.6": ("cond", 0.6)}, {})
+    space = SearchSpace({PUBLISHED: None}, {"cond": ("cond", None), "cond@0.6": ("cond", 0.6)}, {})
     smooth = {"exact": exact.tolist()} | {n: (exact - v).tolist() for n, v in losses.items()}
-    found = Measurements({"scales": [[1, 1, 1]] * 5}, menu, arms, smooth)
+    found = Measurements({"scales": [[1, 1, 1]] * 5}, space, interventions, smooth)
     ms = {(k, rows, FULL): float(rows) for k in range(5) for rows in (1, 2)}
     found.costs = Costs(ms, dict.fromkeys(ms, 0.0), 1.0, 4, 1)
     return found
@@ -93,10 +93,13 @@ def measured(losses: dict[str, np.ndarray], arms: list[Arm]) -> Measurements:
 
 def drops(means: list[float], noise: float, variant: str = "cond") -> Measurements:
     rng = np.random.default_rng(0)
-    arms = [Arm(f"{variant} {k}", k, PUBLISHED, variant) for k in range(1, 5)]
-    own = [rng.normal(0, 1, 50) for _ in arms]
+    interventions = [Intervention(f"{variant} {k}", k, PUBLISHED, variant) for k in range(1, 5)]
+    own = [rng.normal(0, 1, 50) for _ in interventions]
     exactly = [noise * (x - x.mean()) for x in own]  # the means are as given
-    return measured({a.name: m + x for a, m, x in zip(arms, means, exactly, strict=True)}, arms)
+    return measured(
+        {a.name: m + x for a, m, x in zip(interventions, means, exactly, strict=True)},
+        interventions,
+    )
 
 
 def test_noise_is_smoothed_to_a_falling_curve() -> None:
@@ -129,8 +132,8 @@ def test_cooler_drops_and_given_up_arms_are_no_curve() -> None:
 
 
 def test_skips_are_a_curve() -> None:
-    arms = [Arm(f"skip {k}", k, skip=True) for k in (3, 4)]
-    found = measured({"skip 3": np.zeros(9), "skip 4": np.full(9, 0.0)}, arms)
+    interventions = [Intervention(f"skip {k}", k, skip=True) for k in (3, 4)]
+    found = measured({"skip 3": np.zeros(9), "skip 4": np.full(9, 0.0)}, interventions)
     assert list(smoothed(found)) == ["skip 3", "skip 4"]
 
 

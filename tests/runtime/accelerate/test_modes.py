@@ -1,6 +1,6 @@
 """What compile= does, half decoders, memory, first images.
 
-pytest tests/runtime/accelerate/test_fast.py
+pytest tests/runtime/accelerate/test_modes.py
 """
 
 import logging
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from stagevar_runtime import Sampling, StagevarError, load
 from stagevar_runtime.accelerate.half_decoder import HalfDecoder
-from stagevar_runtime.accelerate.modes import TEXT_TILE, Fast, make_fast
+from stagevar_runtime.accelerate.modes import TEXT_TILE, Acceleration, accelerate
 from stagevar_runtime.families.infinity.model import SCHEDULES_KEPT, Infinity
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.model.lru import Recent
+from stagevar_runtime.model.lru import LRU
 from stagevar_runtime.profile import PlanStep
 
 CPU = torch.device("cpu")
@@ -34,29 +34,29 @@ def half_var() -> VAR:
 def test_nothing_changes_on_a_cpu(mode: str) -> None:
     model = half_var()
     decoder = model.tokenizer.decoder
-    fast = make_fast(model, mode)
+    fast = accelerate(model, mode)
     assert fast.graphs is None and model.tokenizer.decoder is decoder
-    assert fast.said.startswith("off") and len(fast.notes()) == (mode != "off")
+    assert fast.description.startswith("off") and len(fast.notes()) == (mode != "off")
 
 
 def test_unknown_mode() -> None:
     with pytest.raises(StagevarError, match="'fast', expected one of off, graphs, auto, max"):
-        make_fast(half_var(), "fast")
+        accelerate(half_var(), "fast")
 
 
 def test_off_undoes() -> None:
     model = half_var()
     decoder = model.tokenizer.decoder
-    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    fast = accelerate(model, "graphs", recorder=TapeRecorder())
     assert fast.graphs and model.tokenizer.decoder is fast.decoder
-    make_fast(model, "graphs", recorder=TapeRecorder())
-    assert make_fast(model, "off") == Fast()
+    accelerate(model, "graphs", recorder=TapeRecorder())
+    assert accelerate(model, "off") == Acceleration()
     assert model.tokenizer.decoder is decoder
 
 
 def test_half_weights_with_graphs_draw_the_same_ids() -> None:
     model, plain = half_var(), half_var()
-    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    fast = accelerate(model, "graphs", recorder=TapeRecorder())
     for turn in range(4):
         conditioning = model.condition(labels=[turn, 2])
         got = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
@@ -69,7 +69,7 @@ def test_half_weights_with_graphs_draw_the_same_ids() -> None:
 
 def test_prompts_of_other_lengths_share_a_shape() -> None:
     model, plain = tiny_infinity(), tiny_infinity()
-    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    fast = accelerate(model, "graphs", recorder=TapeRecorder())
     assert model.text_tile == TEXT_TILE and plain.text_tile == 1
     for turn, lengths in enumerate([(3, 7), (5, 2), (4, 4), (6, 1)]):
         conditioning = model.condition(**prompts(lengths, seed=turn))
@@ -107,7 +107,7 @@ def test_half_decoder_proves_itself_once_a_shape() -> None:
     assert got.dtype == torch.float32 and not torch.equal(got, full(canvas(1)))
     assert (got - full(canvas(1))).abs().max() < 8 / 255
     assert torch.equal(decoder(canvas(2, 6)), full(canvas(2, 6)))
-    assert [line.split(":")[0] for line in decoder.said()] == [
+    assert [line.split(":")[0] for line in decoder.description()] == [
         "decoder 4x4, batch 1",
         "decoder 6x6, batch 1",
     ]
@@ -118,7 +118,7 @@ def test_half_decoder_takes_the_type_that_does_not_overflow() -> None:
     torch.manual_seed(0)
     decoder = HalfDecoder(Decoder(gain=1e6), max_error=0.1)
     decoder(canvas(0))
-    assert "bfloat16 off by" in decoder.said()[0]
+    assert "bfloat16 off by" in decoder.description()[0]
 
 
 @torch.inference_mode()
@@ -142,7 +142,7 @@ def test_a_later_overflow_is_decoded_again() -> None:
     large = canvas(1) * 1000
     for _ in range(2):
         assert torch.equal(decoder(large), full(large))
-    assert decoder.said() == ["decoder 4x4, batch 1: float32 (float16 overflowed)"]
+    assert decoder.description() == ["decoder 4x4, batch 1: float32 (float16 overflowed)"]
 
 
 def test_a_compiler_that_fails_is_done_without(tiny_files: Path, caplog) -> None:
@@ -153,7 +153,7 @@ def test_a_compiler_that_fails_is_done_without(tiny_files: Path, caplog) -> None
     want = pipeline.generate(labels=[1], seed=3)
     torch._dynamo.reset()
     for mode in ("auto", "max"):
-        pipeline.fast = make_fast(pipeline.model, "max", backend=broken)
+        pipeline.fast = accelerate(pipeline.model, "max", backend=broken)
         pipeline.fast.mode = mode
         if mode == "max":
             with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
@@ -163,7 +163,7 @@ def test_a_compiler_that_fails_is_done_without(tiny_files: Path, caplog) -> None
             got = pipeline.generate(labels=[1], seed=3)
         assert torch.equal(got.images, want.images)
         assert "compiling failed: BackendCompilerFailed" in pipeline.summary().notes
-    make_fast(pipeline.model, "off")
+    accelerate(pipeline.model, "off")
     torch._dynamo.reset()
 
 
@@ -188,7 +188,7 @@ def test_summary_shows_memory_and_the_first_call(tiny_files: Path) -> None:
 
 
 def test_recent_forgets_the_oldest() -> None:
-    recent: Recent[int] = Recent(2)
+    recent: LRU[int] = LRU(2)
     for key in ("a", "b", "a", "c"):
         recent.get(key, lambda: len(recent))
     made = [recent.get(key, lambda: -1) for key in ("a", "c", "b")]
@@ -212,7 +212,7 @@ def test_rotations_are_kept_for_a_few_sizes() -> None:
 def test_infinity_in_half_precision_decodes_by_half() -> None:
     options = {"size": "0.06M"}
     model = Infinity.from_tensors(*infinity_states(), CPU, torch.bfloat16, options)
-    fast = make_fast(model, "graphs", recorder=TapeRecorder())
+    fast = accelerate(model, "graphs", recorder=TapeRecorder())
     for turn in range(3):
         conditioning = model.condition(**prompts((3, 5), seed=turn))
         made = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)

@@ -1,6 +1,6 @@
 """Every cell is timed; FLOPs against a count by hand.
 
-pytest tests/probe/measure/test_cost.py
+pytest tests/probe/measure/test_costs.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stagevar_probe.measure.costs import (
 )
 from stagevar_probe.measure.flops import block_flops, plan_flops
 from stagevar_probe.measure.hardware import hardware, peak_memory_mb
-from stagevar_probe.measure.interventions import default_menu
+from stagevar_probe.measure.interventions import default_space
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
@@ -31,13 +31,13 @@ HALF = TokenOption(keep=0.5, select="norm", restore="cache", span="all")
 
 
 def test_every_cell_is_there(tiny_var: VAR) -> None:
-    menu = default_menu(tiny_var.info, SAMPLING, tiny_var.scales())
-    tokens = menu.tokens
+    space = default_space(tiny_var.info, SAMPLING, tiny_var.scales())
+    tokens = space.tokens
     conditioning = tiny_var.condition(labels=[0, 1])
-    costs = measure_costs(tiny_var, conditioning, SAMPLING, {**tokens, **menu.parts}, repeats=2)
+    costs = measure_costs(tiny_var, conditioning, SAMPLING, {**tokens, **space.parts}, repeats=2)
     full = {(k, rows, FULL) for k in range(4) for rows in (1, 2)}
     reduced = {(k, rows, name) for k in (1, 2, 3) for rows in (1, 2) for name in tokens}
-    parts = {(k, 2, name) for name, part in menu.parts.items() for k in part}
+    parts = {(k, 2, name) for name, part in space.parts.items() for k in part}
     assert (2, 2, "guided 0.35") in parts and (1, 2, "guided 0.35") not in parts
     assert costs.ms.keys() == costs.spread_ms.keys() == full | reduced | parts
     assert all(ms > 0 for ms in costs.ms.values()) and costs.decode_ms > 0

@@ -1,6 +1,6 @@
 """Fast products, sampling, compiled blocks; no timing.
 
-pytest tests/runtime/kernels/test_speed.py
+pytest tests/runtime/kernels/test_linear.py
 """
 
 from collections.abc import Iterator

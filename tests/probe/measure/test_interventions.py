@@ -1,6 +1,6 @@
 """An arm run from a fork is the same plan run whole.
 
-pytest tests/probe/measure/test_arms.py
+pytest tests/probe/measure/test_interventions.py
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from stagevar_probe.measure.flops import scale_flops
 from stagevar_probe.measure.interventions import (
     EXACT,
     PUBLISHED,
-    Arm,
-    Menu,
-    default_arms,
-    default_menu,
+    Intervention,
+    SearchSpace,
+    default_interventions,
+    default_space,
     run_chunk,
 )
 from stagevar_probe.observe.observer import ExactObserver
@@ -32,7 +32,7 @@ from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
-MENU = Menu(
+SPACE = SearchSpace(
     schedules={PUBLISHED: None, "constant 3": 3.0},
     variants={
         "cond": ("cond", None),
@@ -50,21 +50,26 @@ MENU = Menu(
     },
     parts={"few": {2: 0.5, 3: 0.25}, "fewer": {3: 0.25}},
 )
-ARMS = [
-    Arm("constant 3", 0, "constant 3"),
-    *(Arm(f"{v} from {k}", k, PUBLISHED, v) for v in MENU.variants for k in (1, 3)),
-    Arm("joint", 2, "constant 3", "cool"),
-    Arm("joint delta", 2, "constant 3", "delta"),
-    *(Arm(f"{t} at {k}", k, tokens=t) for t in MENU.tokens for k in (2, 3)),
-    *(Arm(name, min(part), part=name) for name, part in MENU.parts.items()),
-    Arm("skip from 3", 3, skip=True),
-    Arm("skip from 1", 1, skip=True),
-    Arm("skip 1 to 2", 1, skip=True, until=3),
+INTERVENTIONS = [
+    Intervention("constant 3", 0, "constant 3"),
+    *(Intervention(f"{v} from {k}", k, PUBLISHED, v) for v in SPACE.variants for k in (1, 3)),
+    Intervention("joint", 2, "constant 3", "cool"),
+    Intervention("joint delta", 2, "constant 3", "delta"),
+    *(Intervention(f"{t} at {k}", k, tokens=t) for t in SPACE.tokens for k in (2, 3)),
+    *(Intervention(name, min(part), part=name) for name, part in SPACE.parts.items()),
+    Intervention("skip from 3", 3, skip=True),
+    Intervention("skip from 1", 1, skip=True),
+    Intervention("skip 1 to 2", 1, skip=True, until=3),
 ]
 INPUTS = Inputs("three", (0, 3, 1), (11, 12, 13))
 
 
-def run(model: VAR, arms: list[Arm], inputs: Inputs = INPUTS, menu: Menu = MENU):
+def run(
+    model: VAR,
+    interventions: list[Intervention],
+    inputs: Inputs = INPUTS,
+    space: SearchSpace = SPACE,
+):
     seen: dict[str, Tensor] = {}
     names: list[str] = []
 
@@ -72,7 +77,7 @@ def run(model: VAR, arms: list[Arm], inputs: Inputs = INPUTS, menu: Menu = MENU)
         names.append(name)
         seen[name] = images.clone()
 
-    run_chunk(model, inputs, menu, arms, SAMPLING, visit)
+    run_chunk(model, inputs, space, interventions, SAMPLING, visit)
     assert len(names) == len(seen)
     return seen
 
@@ -84,53 +89,60 @@ def whole(model: VAR, steps: list[PlanStep], inputs: Inputs = INPUTS) -> Tensor:
 
 @pytest.fixture(scope="module")
 def forked(tiny_var: VAR) -> dict[str, Tensor]:
-    return run(tiny_var, ARMS)
+    return run(tiny_var, INTERVENTIONS)
 
 
-def test_exact_comes_first_and_every_arm_once(forked: dict[str, Tensor]) -> None:
+def test_exact_comes_first_and_every_intervention_once(forked: dict[str, Tensor]) -> None:
     assert next(iter(forked)) == EXACT
-    assert set(forked) == {EXACT, *(arm.name for arm in ARMS)}
+    assert set(forked) == {EXACT, *(intervention.name for intervention in INTERVENTIONS)}
 
 
 def test_exact_is_the_plain_generation(tiny_var: VAR, forked: dict[str, Tensor]) -> None:
     torch.testing.assert_close(forked[EXACT], whole(tiny_var, []), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
-def test_forked_arm_is_its_plan_run_whole(
-    tiny_var: VAR, forked: dict[str, Tensor], arm: Arm
+@pytest.mark.parametrize("intervention", INTERVENTIONS, ids=lambda intervention: intervention.name)
+def test_forked_intervention_is_its_plan_run_whole(
+    tiny_var: VAR, forked: dict[str, Tensor], intervention: Intervention
 ) -> None:
-    want = whole(tiny_var, MENU.steps(arm, 4))
-    torch.testing.assert_close(forked[arm.name], want, atol=1e-5, rtol=0)
+    want = whole(tiny_var, SPACE.steps(intervention, 4))
+    torch.testing.assert_close(forked[intervention.name], want, atol=1e-5, rtol=0)
     assert not torch.equal(want, forked[EXACT])  # or the comparison would say nothing
 
 
 def test_arms_do_not_see_each_other(tiny_var: VAR, forked: dict[str, Tensor]) -> None:
-    for arm in ARMS[::3]:
-        alone = run(tiny_var, [arm])
-        torch.testing.assert_close(alone[arm.name], forked[arm.name], atol=1e-5, rtol=0)
+    for intervention in INTERVENTIONS[::3]:
+        alone = run(tiny_var, [intervention])
+        torch.testing.assert_close(
+            alone[intervention.name], forked[intervention.name], atol=1e-5, rtol=0
+        )
 
 
 def test_noise_is_coupled(tiny_var: VAR) -> None:
     """Options that change nothing give the very picture: every arm draws the same numbers."""
-    menu = Menu(
+    space = SearchSpace(
         schedules={PUBLISHED: None},
         variants={},
         tokens={"all": TokenOption(keep=1.0, select="norm", restore="cache", span="group")},
     )
-    seen = run(tiny_var, [Arm("nothing", 2, tokens="all")], menu=menu)
+    seen = run(tiny_var, [Intervention("nothing", 2, tokens="all")], space=space)
     assert torch.equal(seen["nothing"], seen[EXACT])
-    cond_only = Menu({PUBLISHED: None}, {"warm": ("cond", 1.0)}, {})
+    cond_only = SearchSpace({PUBLISHED: None}, {"warm": ("cond", 1.0)}, {})
     off = Sampling(guidance=0.0, top_k=20, top_p=0.95)
     images: dict[str, Tensor] = {}
     run_chunk(
-        tiny_var, INPUTS, cond_only, [Arm("same", 2, PUBLISHED, "warm")], off, images.__setitem__
+        tiny_var,
+        INPUTS,
+        cond_only,
+        [Intervention("same", 2, PUBLISHED, "warm")],
+        off,
+        images.__setitem__,
     )
     assert torch.equal(images["same"], images[EXACT])
 
 
 def test_image_of_a_chunk_is_the_image_alone(tiny_var: VAR, forked: dict[str, Tensor]) -> None:
-    alone = run(tiny_var, ARMS, INPUTS.chunk(1, 1))
+    alone = run(tiny_var, INTERVENTIONS, INPUTS.chunk(1, 1))
     for name, images in alone.items():
         torch.testing.assert_close(images[0], forked[name][1], atol=1e-4, rtol=0)
 
@@ -145,24 +157,24 @@ def test_observer_sees_the_exact_run_alone(tiny_var: VAR) -> None:
             assert state.branches == ("cond", "null")
 
     count = Count()
-    run_chunk(tiny_var, INPUTS, MENU, ARMS, SAMPLING, lambda name, images: None, count)
+    run_chunk(tiny_var, INPUTS, SPACE, INTERVENTIONS, SAMPLING, lambda name, images: None, count)
     assert count.scales == [0, 1, 2, 3]
 
 
-def test_menu_steps_say_what_the_arm_is() -> None:
-    joint = MENU.steps(Arm("joint", 2, "constant 3", "cool"), 4)
+def test_menu_steps_say_what_the_intervention_is() -> None:
+    joint = SPACE.steps(Intervention("joint", 2, "constant 3", "cool"), 4)
     assert [(s.scale, s.guidance_scale, s.guidance, s.temperature) for s in joint] == [
         (0, 3.0, None, None),
         (1, 3.0, None, None),
         (2, None, "cond", 0.5),
         (3, None, "cond", 0.5),
     ]
-    assert MENU.steps(Arm("t", 2, tokens="lift"), 4) == [
-        PlanStep(scale=2, tokens=MENU.tokens["lift"])
+    assert SPACE.steps(Intervention("t", 2, tokens="lift"), 4) == [
+        PlanStep(scale=2, tokens=SPACE.tokens["lift"])
     ]
-    skipped = MENU.steps(Arm("s", 2, skip=True), 4)
+    skipped = SPACE.steps(Intervention("s", 2, skip=True), 4)
     assert [(s.scale, s.run) for s in skipped] == [(2, "skip"), (3, "skip")]
-    inner = MENU.steps(Arm("s", 1, skip=True, until=2), 4)
+    inner = SPACE.steps(Intervention("s", 1, skip=True, until=2), 4)
     assert [(s.scale, s.run) for s in inner] == [(1, "skip")]
 
 
@@ -175,27 +187,27 @@ def info_of(**changes) -> ModelInfo:
 
 
 @pytest.mark.parametrize(("kind", "off"), [("ramp", 0.0), ("linear", 1.0)])
-def test_unguided_model_gets_no_guidance_arms(kind, off) -> None:
-    menu = default_menu(info_of(guidance=kind), Sampling(guidance=off))
-    assert menu.variants == {} and list(menu.schedules) == [PUBLISHED]
-    guided = default_menu(info_of(guidance=kind), Sampling(guidance=4.0))
+def test_unguided_model_gets_no_guidance_interventions(kind, off) -> None:
+    space = default_space(info_of(guidance=kind), Sampling(guidance=off))
+    assert space.variants == {} and list(space.schedules) == [PUBLISHED]
+    guided = default_space(info_of(guidance=kind), Sampling(guidance=4.0))
     assert {"cond", "null"} <= set(guided.variants) and len(guided.schedules) > 1
 
 
 def test_null_is_no_choice_where_rows_depend_on_each_other() -> None:
-    menu = default_menu(info_of(guidance="ramp", rows_independent=False), Sampling(guidance=4.0))
-    assert {guidance for guidance, _ in menu.variants.values()} == {"cond", "delta"}
+    space = default_space(info_of(guidance="ramp", rows_independent=False), Sampling(guidance=4.0))
+    assert {guidance for guidance, _ in space.variants.values()} == {"cond", "delta"}
     star = info_of(guidance="ramp", rows_independent=False, branches=("cond",))
-    assert default_menu(star, Sampling(guidance=4.0)).variants == menu.variants
+    assert default_space(star, Sampling(guidance=4.0)).variants == space.variants
 
 
 def test_delta_is_no_choice_where_hidden_states_are_guided() -> None:
     info = info_of(guides_logits=False)
-    assert "delta" not in default_menu(info, Sampling(guidance=4.0)).variants
+    assert "delta" not in default_space(info, Sampling(guidance=4.0)).variants
 
 
 def test_delta_keeps_the_strength_of_its_schedule() -> None:
-    steps = MENU.steps(Arm("delta", 2, "constant 3", "delta"), 4)
+    steps = SPACE.steps(Intervention("delta", 2, "constant 3", "delta"), 4)
     assert [(s.scale, s.guidance, s.guidance_scale) for s in steps] == [
         *((0, None, 3.0), (1, None, 3.0), (2, "delta", 3.0), (3, "delta", 3.0))
     ]
@@ -207,13 +219,13 @@ def test_model_work_stays_small(sides: tuple[int, ...], kind: str) -> None:
     """As the calibration prints it: full generations an image, arms from where they begin."""
     info = replace(info_of(guidance=kind), width=1024)
     scales, sampling = scales_of(*sides), Sampling(guidance=4.0)
-    menu = default_menu(info, sampling, scales)
-    work = float(len(menu.schedules))
+    space = default_space(info, sampling, scales)
+    work = float(len(space.schedules))
     whole = sum(scale_flops(info, compile_plan((), info, scales, sampling)))
-    for arm in default_arms(menu, scales):
-        if arm.scale:
-            plan = compile_plan(menu.steps(arm, len(scales)), info, scales, sampling)
-            work += sum(scale_flops(info, plan)[arm.scale :]) / whole
+    for intervention in default_interventions(space, scales):
+        if intervention.scale:
+            plan = compile_plan(space.steps(intervention, len(scales)), info, scales, sampling)
+            work += sum(scale_flops(info, plan)[intervention.scale :]) / whole
     assert work < 33  # of these models, which have no features
 
 
@@ -221,34 +233,46 @@ def test_tokens_are_guided_in_part_only_where_that_can_run() -> None:
     """After a map, where guidance is published, and never where null cannot run alone."""
     sampling, info = Sampling(guidance=4.0, guidance_off_from=3), info_of(guidance="linear")
     text = (ScaleSpec(0, 1, 1, 7), *scales_of(1, 2, 3, 4)[1:])
-    parts = default_menu(info, sampling, text).parts
+    parts = default_space(info, sampling, text).parts
     assert parts["guided 0.1"] == {2: round(1.6 / 9, 4)} and parts["guided 0.35"] == {2: 0.6222}
     final = (*scales_of(1, 2, 3), ScaleSpec(3, 4, 4, 16, "final"))
-    assert set(default_menu(info, Sampling(guidance=4.0), final).parts["guided 0.35"]) == {2}
+    assert set(default_space(info, Sampling(guidance=4.0), final).parts["guided 0.35"]) == {2}
     for other in ({"guides_logits": False}, {"rows_independent": False}):
         refused = info_of(guidance="linear", **other)
-        assert not default_menu(refused, Sampling(guidance=4.0), scales_of(1, 2, 3)).parts
-    assert not default_menu(info, Sampling(guidance=1.0), scales_of(1, 2, 3)).parts
+        assert not default_space(refused, Sampling(guidance=4.0), scales_of(1, 2, 3)).parts
+    assert not default_space(info, Sampling(guidance=1.0), scales_of(1, 2, 3)).parts
 
 
 def test_default_arms_compile_and_are_named_apart() -> None:
     info, scales = info_of(guidance="ramp"), scales_of(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     sampling = Sampling(guidance=4.0)
-    menu = default_menu(info, sampling, scales)
-    arms = default_arms(menu, scales)
-    assert len({arm.name for arm in arms}) == len(arms)
+    space = default_space(info, sampling, scales)
+    interventions = default_interventions(space, scales)
+    assert len({intervention.name for intervention in interventions}) == len(interventions)
     exact = compile_plan((), info, scales, sampling)
-    for arm in arms:
-        plan = compile_plan(menu.steps(arm, len(scales)), info, scales, sampling)
+    for intervention in interventions:
+        plan = compile_plan(space.steps(intervention, len(scales)), info, scales, sampling)
         first = next(k for k, (a, b) in enumerate(zip(plan, exact, strict=True)) if a.asked)
-        assert first == (0 if arm.schedule != PUBLISHED else arm.scale)
-    assert {arm.scale for arm in arms if arm.skip and arm.until is None} == {7, 8, 9}
-    inner = {(arm.scale, arm.until) for arm in arms if arm.until is not None}
+        assert first == (0 if intervention.schedule != PUBLISHED else intervention.scale)
+    assert {
+        intervention.scale
+        for intervention in interventions
+        if intervention.skip and intervention.until is None
+    } == {7, 8, 9}
+    inner = {
+        (intervention.scale, intervention.until)
+        for intervention in interventions
+        if intervention.until is not None
+    }
     assert inner == {(7, 8), (7, 9), (8, 9)}
-    parts = {arm.part: arm.scale for arm in arms if arm.part}
+    parts = {
+        intervention.part: intervention.scale for intervention in interventions if intervention.part
+    }
     assert parts == {"guided 0.35": 8, "guided 0.2": 6, "guided 0.1": 5}
-    assert menu.parts["guided 0.35"] == {8: round(89.6 / 169, 4), 9: 0.35}
-    assert min(arm.scale for arm in arms if arm.tokens) >= 7  # only scales that hold many tokens
+    assert space.parts["guided 0.35"] == {8: round(89.6 / 169, 4), 9: 0.35}
+    assert (
+        min(intervention.scale for intervention in interventions if intervention.tokens) >= 7
+    )  # only scales that hold many tokens
 
 
 def test_observed_delta_is_what_the_delta_plan_does(tiny_var: VAR) -> None:

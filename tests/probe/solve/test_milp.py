@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagevar_probe.solve.milp import FULL, Problem, exact_plan, frontier, ladder, solve
+from stagevar_probe.solve.milp import (
+    FULL,
+    Problem,
+    exact_plan,
+    frontier,
+    least_loss_per_speed,
+    solve,
+)
 from stagevar_runtime.errors import CalibrationError
 
 
@@ -357,7 +364,7 @@ def test_a_ladder_has_the_least_loss_of_every_pace(seed, rungs, scales):
     problem, limit = random_problem(seed, scales), 0.0405
     plans = [(ms, loss) for ms, loss, _ in every_plan(problem) if loss <= limit]
     if not plans:
-        assert not ladder(problem, rungs, limit)
+        assert not least_loss_per_speed(problem, rungs, limit)
         return
     edges = np.geomspace(problem.exact_ms, max(min(plans)[0], problem.exact_ms / 1000), rungs + 1)
     edges[-1] = 0
@@ -365,6 +372,6 @@ def test_a_ladder_has_the_least_loss_of_every_pace(seed, rungs, scales):
     for slow, fast in itertools.pairwise(edges):
         here = [loss for ms, loss in plans if fast <= ms < slow * (1 - 1e-4)]
         want += [min(here)] if here else []
-    found = ladder(problem, rungs, limit)
+    found = least_loss_per_speed(problem, rungs, limit)
     assert [plan.loss for plan in found] == pytest.approx(want, abs=1e-9)
     assert found == sorted(found, key=lambda plan: -plan.ms)

@@ -1,6 +1,6 @@
 """Made-up rows whose answers are known.
 
-pytest tests/probe/compare/test_answers.py
+pytest tests/probe/compare/test_questions.py
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ import pytest
 import torch
 
 from stagevar_probe.compare.comparison import Comparison
-from stagevar_probe.compare.questions import answers, as_json, say, verdict
+from stagevar_probe.compare.questions import as_json, findings, say, verdict
 from stagevar_probe.intervals import mean_interval
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.rank import ratio_name
-from stagevar_probe.validate.rows import EXACT, Entry, Lineup
+from stagevar_probe.validate.rows import EXACT, Row, Rows
 
 IMAGES = 40
 RNG = np.random.default_rng(0)
 
 
-def drop(branch: str, schedule: str = "published", cool: bool = False) -> Entry:
+def drop(branch: str, schedule: str = "published", cool: bool = False) -> Row:
     facts = {"branch": branch, "scale": 4, "schedule": schedule, "cool": cool}
-    return Entry(f"{branch}, {schedule}, {cool}", "drop", facts=facts)
+    return Row(f"{branch}, {schedule}, {cool}", "drop", facts=facts)
 
 
-def tokens(select: str, restore: str, keep: float, *scales: int) -> Entry:
+def tokens(select: str, restore: str, keep: float, *scales: int) -> Row:
     facts = {"select": select, "restore": restore, "keep": keep, "scales": list(scales)}
-    return Entry(f"{select} + {restore} {keep} {scales}", "tokens", facts=facts)
+    return Row(f"{select} + {restore} {keep} {scales}", "tokens", facts=facts)
 
 
-def features(rank: int, *scales: int) -> Entry:
+def features(rank: int, *scales: int) -> Row:
     facts = {"basis": "pca", "rank": rank, "scales": list(scales)}
-    return Entry(f"features {rank} at {scales}", "features", facts=facts)
+    return Row(f"features {rank} at {scales}", "features", facts=facts)
 
 
-def skip(late: int) -> Entry:
-    return Entry(f"skip the last {late}", "skip", facts={"late": late})
+def skip(late: int) -> Row:
+    return Row(f"skip the last {late}", "skip", facts={"late": late})
 
 
-def comparison(rows: dict[Entry, tuple[float, float, float]], reference=None) -> Comparison:
+def comparison(rows: dict[Row, tuple[float, float, float]], reference=None) -> Comparison:
     """Entries with their (smooth loss, PSNR, loop ms), noisy but coupled."""
-    entries = [Entry(EXACT, EXACT), *rows]
+    entries = [Row(EXACT, EXACT), *rows]
     noise = RNG.normal(0, 0.3, IMAGES)
     seen: dict[str, dict] = {}
     figures = {}
@@ -65,15 +65,15 @@ def comparison(rows: dict[Entry, tuple[float, float, float]], reference=None) ->
         } | ({} if reference is None else {"kid": 10 * loss})
     quality = Likeness()
     quality.reference = reference
-    lineup = Lineup(tuple(entries), {}, {}, {})
+    lineup = Rows(tuple(entries), {}, {}, {})
     return Comparison(lineup, figures, [seen], quality, {})
 
 
-Rows = dict[Entry, tuple[float, float, float]]
+Figures = dict[Row, tuple[float, float, float]]
 
 
 def asked(found: Comparison, word: str):
-    given = [answer for answer in answers(found) if word in answer.question]
+    given = [answer for answer in findings(found) if word in answer.question]
     return given[0] if given else None
 
 
@@ -84,7 +84,7 @@ def test_branches_are_told_apart_and_tuning_is_judged() -> None:
         drop("cond", "constant 3", True): (0.01, 20, 5), drop("cond", cool=True): (0.04, 24, 5),
         drop("null"): (0.12, 22, 5), drop("null", cool=True): (0.11, 22, 5),
         drop("delta"): (0.02, 27, 5),
-        Entry("exact, constant 3", "guidance"): (-0.04, 15, 10),
+        Row("exact, constant 3", "guidance"): (-0.04, 15, 10),
     }  # fmt: skip
     answer = asked(comparison(rows, torch.randn(50, 6)), "branch")
     assert answer is not None
@@ -150,10 +150,10 @@ def test_projection_is_said_to_lose_where_it_loses(db: float, word: str) -> None
 
 @pytest.mark.parametrize(("joint", "more"), [(0.05, 0), (0.12, 1)])
 def test_sums_of_parts(joint: float, more: int) -> None:
-    parts = {Entry("a", "drop", facts=drop("cond").facts): (0.02, 30.0, 9.0),
-             Entry("b", "joint"): (0.03, 30.0, 9.0)}  # fmt: skip
-    whole = Entry("a with b", "joint", facts={"parts": ["a", "b"]})
-    lost = Entry("a with c", "joint", facts={"parts": ["a", "c"]})
+    parts = {Row("a", "drop", facts=drop("cond").facts): (0.02, 30.0, 9.0),
+             Row("b", "joint"): (0.03, 30.0, 9.0)}  # fmt: skip
+    whole = Row("a with b", "joint", facts={"parts": ["a", "b"]})
+    lost = Row("a with c", "joint", facts={"parts": ["a", "c"]})
     answer = asked(
         comparison({**parts, whole: (joint, 28.0, 8.0), lost: (1.0, 9.0, 8.0)}), "add up"
     )
@@ -228,12 +228,12 @@ def test_axes_meet_at_equal_time() -> None:
 
 
 def test_questions_without_rows_are_not_asked() -> None:
-    assert answers(comparison({})) == []
+    assert findings(comparison({})) == []
 
 
 def test_json_and_words() -> None:
     rows: Rows = {drop("cond"): (0.05, 25, 5)}
-    given = as_json(answers(comparison(rows)))
+    given = as_json(findings(comparison(rows)))
     assert {"question", "sentence", "numbers"} == set(given[0])
     assert verdict((1, 0.5, 2)) == "is better" and verdict((-1, -2, -0.5)) == "is worse"
     assert verdict((0, -1, 1)) == "shows no difference"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from stagevar_runtime.errors import CalibrationError
@@ -44,10 +45,13 @@ def emoji_suite(archive: Archive) -> Suite:
         raise CalibrationError(f"{archive.path}: no training pictures, expected some")
     kinds = tuple(kind for kind in KINDS if archive.of(kind.name))
 
-    def real(count: int) -> tuple[Tensor, list[str]]:
+    def real(count: int, side: int | None) -> tuple[Tensor, list[str]]:
         chosen = archive.of(*HELD_OUT)
         random.Random("emoji ceiling").shuffle(chosen)
-        return archive.read(chosen[:count]), [picture.prompt for picture in chosen[:count]]
+        pictures = archive.read(chosen[:count])
+        if side is not None and side != archive.side:
+            pictures = F.interpolate(pictures, size=(side, side), mode="area")
+        return pictures, [picture.prompt for picture in chosen[:count]]
 
     def within(features: Tensor, prompts: Sequence[str]) -> Tensor:
         return metric.within(features, prompts, FIRST)

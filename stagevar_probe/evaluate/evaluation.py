@@ -168,9 +168,10 @@ def tokenizer_ceiling(
 ) -> Figures:
     """Pass rates of real pictures as they are, and encoded and decoded by the tokenizer; and what
     else bounds the suite."""
-    real, prompts = suite.real(CEILING)
+    encodes = hasattr(getattr(model, "tokenizer", None), "encode")
+    real, prompts = suite.real(CEILING, picture_side(model) if encodes else None)
     shown = {"real": real}
-    if hasattr(getattr(model, "tokenizer", None), "encode"):
+    if encodes:
         shown["rebuilt"] = torch.cat([rebuild(model, part, one) for part in real.split(batch)])
     out: Figures = {}
     for name, images in shown.items():
@@ -178,6 +179,12 @@ def tokenizer_ceiling(
         for head, score in suite.beside.items():
             out[f"{name} {head}"] = _rate(score(quality.features(images), prompts).numpy())
     return out | suite.bounds()
+
+
+def picture_side(model: ScaleModel) -> int:
+    """Pixels along the side of a picture that a model's own tokenizer encodes."""
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]
+    return int(model.scales()[-1].height * tokenizer.config.downsample)
 
 
 def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.scenes.prompts import UNSEEN, real_pictures, suite_prompts, training_pictures
+from ..datasets.scenes.render import SIDE
 from ..metrics.scene_rules import SceneRules
 from .suite import Kind, Suite
 
@@ -29,9 +30,9 @@ def scenes_suite() -> Suite:
     """Captions that training never showed; real pictures are rendered."""
     metric = SceneRules()
 
-    def real(count: int) -> tuple[Tensor, list[str]]:
+    def real(count: int, side: int | None) -> tuple[Tensor, list[str]]:
         prompts = [text for _, text in suite_prompts(count, seed=0)]
-        return real_pictures(prompts, seed=1), prompts
+        return real_pictures(prompts, seed=1, side=side or SIDE), prompts
 
     def training() -> Tensor:
         parts = training_pictures(TRAINING).split(100)

@@ -38,7 +38,8 @@ class Suite:
         kinds: of its prompts, in the order they are shown.
         metric: what pictures are scored by, 1 where one passes.
         ask: count and seed → that many pairs of kind and prompt, the kinds in turn.
-        real: count → pictures (N, 3, H, W) in [0, 1] to find the ceiling with, and their prompts.
+        real: count and the side that a model's tokenizer takes, if it does → pictures (N, 3, H, W)
+            in [0, 1] to find the ceiling with, and their prompts.
         training: → features (N, F), by the metric, of training pictures.
         caption: of the table: what passes and what the overall rate is over.
         passes: the head of the column.
@@ -52,7 +53,7 @@ class Suite:
     kinds: tuple[Kind, ...]
     metric: Quality
     ask: Callable[[int, int], list[tuple[str, str]]]
-    real: Callable[[int], tuple[Tensor, list[str]]]
+    real: Callable[[int, int | None], tuple[Tensor, list[str]]]
     training: Callable[[], Tensor]
     caption: str
     passes: str = "passed"

@@ -10,10 +10,11 @@ import random
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import KINDS, Scene, caption, parse
-from .render import decide, draw_scene, held_out, render, training_set, unseen_pairs
+from .render import SIDE, decide, draw_scene, held_out, render, training_set, unseen_pairs
 
 UNSEEN = "unseen_pair"  # a colour and a shape that training never showed together
 TRAINING_SEED = 1000  # of the first training pictures; train_scenes counts on from it
@@ -55,11 +56,13 @@ def prompt_lines(count: int, seed: int) -> list[str]:
     return out
 
 
-def real_pictures(prompts: Sequence[str], seed: int) -> Tensor:
-    """Pictures (B, 3, 128, 128) in [0, 1] of captions, rendered."""
+def real_pictures(prompts: Sequence[str], seed: int, side: int = SIDE) -> Tensor:
+    """Pictures (B, 3, side, side) in [0, 1] of captions, rendered."""
     rng = random.Random(f"real {seed}")
-    pictures = [torch.from_numpy(render(_seen(parse(text), rng), rng)) for text in prompts]
-    return torch.stack(pictures).permute(0, 3, 1, 2).float().div(255)
+    whole = -(-side // SIDE) * SIDE
+    pictures = [torch.from_numpy(render(_seen(parse(text), rng), rng, whole)) for text in prompts]
+    shown = torch.stack(pictures).permute(0, 3, 1, 2).float().div(255)
+    return shown if whole == side else F.interpolate(shown, size=(side, side), mode="area")
 
 
 def _seen(scene: Scene, rng: random.Random) -> Scene:

@@ -3,7 +3,7 @@
 Some (colour, shape) pairs never occur in training, and some captions of two objects neither, so
 that held-out prompts can ask for combinations nobody showed.
 
-Shapes: pixels (N, 3, 128, 128) uint8.
+Shapes: pixels (N, 3, 128, 128) uint8, or larger where a side is given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,22 +92,69 @@ def decide(scene: Scene, rng: random.Random) -> Scene:
     return replace(scene, objects=tuple(objects))
 
 
-def render(scene: Scene, rng: random.Random) -> NDArray[np.uint8]:
-    """A picture (128, 128, 3) of a decided scene: grey shaded background, shaded shapes, noise."""
-    noise = np.random.default_rng(rng.getrandbits(64))
-    ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
+@dataclass(frozen=True)
+class Thing:
+    """One object of a picture: where (pixels of a picture of :data:`SIDE`) and how it is lit."""
+
+    shape: str
+    color: str
+    top: int
+    left: int
+    side: int
+    shade: float
+    light: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that a picture of a scene is painted from. ``noise``: seed of the grain."""
+
+    noise: int
+    light: float
+    slope: float
+    tilt: float
+    things: tuple[Thing, ...]
+
+
+def lay_out(scene: Scene, rng: random.Random) -> Layout:
+    """Places and lights of a decided scene."""
+    noise = rng.getrandbits(64)
     light, slope = rng.uniform(120, 235), rng.uniform(-18, 18)
     tilt = rng.uniform(-18, 18)
-    grey = light + slope * ramp[:, None] + tilt * ramp[None, :]
+    things = [
+        Thing(
+            *(asked.shape, asked.color or "red", *box, rng.uniform(0.04, 0.14)),
+            light=rng.uniform(0.92, 1.05),
+        )
+        for asked, box in _placed(scene, rng)
+    ]
+    return Layout(noise, light, slope, tilt, tuple(things))
+
+
+def paint(layout: Layout, side: int = SIDE) -> NDArray[np.uint8]:
+    """A picture (side, side, 3): grey shaded background, shaded shapes, noise.
+
+    ``side`` is a multiple of :data:`SIDE`.
+    """
+    grown = side // SIDE
+    noise = np.random.default_rng(layout.noise)
+    ramp = np.linspace(-1, 1, side, dtype=np.float32)
+    grey = layout.light + layout.slope * ramp[:, None] + layout.tilt * ramp[None, :]
     picture = np.repeat(grey[..., None], 3, axis=2)
-    for asked, (top, left, side) in _placed(scene, rng):
-        mask = shape_mask(asked.shape, side)[..., None]
-        shade = 1 + rng.uniform(0.04, 0.14) * np.linspace(1, -1, side, dtype=np.float32)
-        color = np.array(COLORS[asked.color or "red"], np.float32) * shade[:, None, None]
-        region = picture[top : top + side, left : left + side]
-        region += mask * (color * rng.uniform(0.92, 1.05) - region)
+    for thing in layout.things:
+        top, left, size = (grown * value for value in (thing.top, thing.left, thing.side))
+        mask = shape_mask(thing.shape, size)[..., None]
+        shade = 1 + thing.shade * np.linspace(1, -1, size, dtype=np.float32)
+        color = np.array(COLORS[thing.color], np.float32) * shade[:, None, None]
+        region = picture[top : top + size, left : left + size]
+        region += mask * (color * thing.light - region)
     picture += noise.normal(0, 2.0, picture.shape).astype(np.float32)
     return picture.clip(0, 255).round().astype(np.uint8)
+
+
+def render(scene: Scene, rng: random.Random, side: int = SIDE) -> NDArray[np.uint8]:
+    """A picture (side, side, 3) of a decided scene."""
+    return paint(lay_out(scene, rng), side)
 
 
 def _placed(scene: Scene, rng: random.Random) -> list[tuple[Asked, tuple[int, int, int]]]:
@@ -157,12 +204,12 @@ def _apart(boxes: Sequence[tuple[int, int, int]]) -> bool:
     return True
 
 
-def training_set(count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """``count`` pictures (N, 3, 128, 128) uint8 with their captions, the same for a seed."""
+def training_set(count: int, seed: int, side: int = SIDE) -> tuple[Tensor, list[str]]:
+    """``count`` pictures (N, 3, side, side) uint8 with their captions, the same for a seed."""
     rng = random.Random(seed)
-    pictures, texts = np.empty((count, SIDE, SIDE, 3), np.uint8), []
+    pictures, texts = np.empty((count, side, side, 3), np.uint8), []
     for i in range(count):
         scene, decided = training_scene(rng)
-        pictures[i] = render(decided, rng)
+        pictures[i] = render(decided, rng, side)
         texts.append(caption(scene))
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), texts

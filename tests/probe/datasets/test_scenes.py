@@ -168,6 +168,16 @@ def test_real_pictures_pass_and_differ_from_training() -> None:
     assert not torch.equal(real, suite.real_pictures(prompts, seed=1))
 
 
+@pytest.mark.parametrize("side", [96, 256])
+def test_pictures_of_another_side_show_the_same(side: int) -> None:
+    prompts = [text for _, text in suite.suite_prompts(14, seed=0)]
+    real = suite.real_pictures(prompts, seed=0, side=side)
+    assert real.shape == (14, 3, side, side) and sum(passed(real, prompts)) >= 13
+    usual = suite.real_pictures(prompts, seed=0)
+    small = torch.nn.functional.interpolate(real, size=(32, 32), mode="area")
+    assert (small - torch.nn.functional.avg_pool2d(usual, 4)).abs().mean() < 0.01
+
+
 def test_decided_scenes_have_colours() -> None:
     scene = decide(parse("a circle above a red ring"), random.Random(0))
     assert all(asked.color for asked in scene.objects) and scene.objects[1].color == "red"

@@ -248,8 +248,9 @@ def test_bounds(suite: Suite, opened: Archive) -> None:
     found = suite.bounds()
     assert found["chance"] == [0.25] * 3 and found["chance R@5"] == [1.0] * 3
     assert found["other_style"][0] == 1.0  # here the quarter tells, whatever its colour
-    real, prompts = suite.real(3)
+    real, prompts = suite.real(3, None)
     assert real.shape == (3, 3, 128, 128) and len(prompts) == 3
+    assert suite.real(3, 64)[0].shape == (3, 3, 64, 64)  # as a model's tokenizer takes them
     assert suite.training().shape == (7, 768)
     metric = Retrieval(opened)
     metric.real_features = torch.eye(12)  # no picture is like that of another style

@@ -25,13 +25,13 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
-def test_adding_a_method_runs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_method_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     before = [set(registry) for registry in REGISTRIES]
     monkeypatch.chdir(ROOT)
     space: dict[str, Any] = {}
     try:
-        for block in CODE.findall(page("adding-a-method.md")):
-            exec(compile(block, "adding-a-method.md", "exec"), space)
+        for block in CODE.findall(page("extending.md").split("## A method")[1]):
+            exec(compile(block, "extending.md", "exec"), space)
         added = [set(r) - b for r, b in zip(REGISTRIES, before, strict=True)]
         assert added == [{"checkerboard"}, {"mean-update"}, {"half-and-half"}]
         assert "checkerboard + mean-update" in capsys.readouterr().out
@@ -50,14 +50,14 @@ def test_adding_a_method_runs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
                 del registry[name]  # type: ignore[attr-defined]
 
 
-def test_methods_names_everything_there_is() -> None:
-    text = page("methods.md")
+def test_options_names_everything_there_is() -> None:
+    text = page("options.md")
     for registry in REGISTRIES:
         for name in registry:
             assert f"`{name}`" in text, name
 
 
-def test_methods_example_is_a_plan() -> None:
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", page("methods.md"), re.MULTILINE | re.DOTALL)
-    plan = PlanEntry.model_validate({"steps": tuple(read_yaml(example, "methods.md"))})
+def test_options_example_is_a_plan() -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page("options.md"), re.MULTILINE | re.DOTALL)
+    plan = PlanEntry.model_validate({"steps": tuple(read_yaml(example, "options.md"))})
     assert [step.scale for step in plan.steps] == [8, 9]

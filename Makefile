@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/fashion/var_fashion.pth
 SCENES := checkpoints/scenes/scenes.safetensors
 EMOJI := checkpoints/scenes-emoji/scenes.safetensors
 
-.PHONY: venv demo demo-t2i test lint clean bench-gpu train-gpu
+.PHONY: venv demo demo-t2i test lint pages clean bench-gpu train-gpu
 
 venv: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every table and reference page, from committed results and from the code.
+pages: venv
+	for page in results speed headline commands profile compared; do $(BIN)/python -m tools.$$page || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov

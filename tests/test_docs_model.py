@@ -21,7 +21,9 @@ from stagevar_runtime import load
 from stagevar_runtime.profile import load_profile
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/extending.md"
-BLOCKS = dict(re.findall(r"```(python|toml)\n(.*?)```", PAGE.read_text().split("## A method")[0], re.DOTALL))
+BLOCKS = dict(
+    re.findall(r"```(python|toml)\n(.*?)```", PAGE.read_text().split("## A method")[0], re.DOTALL)
+)
 CLASSES, COLOURS = 3, 12
 
 

@@ -5,44 +5,43 @@ pytest tests/test_results.py
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tools import commands, compared, headline, profile, results, speed
+from tools.marked import fill
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"benchmarks_{name}", ROOT / f"benchmarks/{name}.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+MADE = {
+    "README.md": headline.page,
+    "docs/results.md": results.page,
+    "docs/benchmark.md": speed.page,
+    "docs/commands.md": commands.page,
+    "docs/profile.md": profile.page,
+    "docs/profile.schema.json": profile.schema,
+}
 
 
-def test_results_page() -> None:
-    made = script("results")
-    assert made.page() == made.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", MADE)
+def test_page_is_as_made(name: str) -> None:
+    assert MADE[name]() == (ROOT / name).read_text(encoding="utf-8"), "make pages"
 
 
 def test_compared_page() -> None:
-    made = script("compared")
-    found = json.loads(made.RESULT.read_text(encoding="utf-8"))
-    assert made.page(found) == made.PAGE.read_text(encoding="utf-8")
+    found = json.loads(compared.RESULT.read_text(encoding="utf-8"))
+    assert compared.page(found) == compared.PAGE.read_text(encoding="utf-8")
     found["rows"][0]["score"][0] = 0.1234
-    assert made.page(found) != made.PAGE.read_text(encoding="utf-8")
+    assert compared.page(found) != compared.PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["results", "compared"])
-def test_pages_link_to_what_is_there(name: str) -> None:
-    text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#h][^)#]*)\)", text):
-        assert (ROOT / "docs" / target).exists(), target
+def test_marks_are_kept_and_asked_for() -> None:
+    text = "above\n<!-- x: made by tools/y.py -->\nold\n<!-- /x -->\nbelow\n"
+    once = fill(text, "x", "y", "new")
+    assert "old" not in once and once.startswith("above\n") and once.endswith("\nbelow\n")
+    assert fill(once, "x", "y", "new") == once
+    with pytest.raises(ValueError, match="marks"):
+        fill("nothing", "x", "y", "new")

@@ -4,7 +4,6 @@ pytest tests/probe/bench/test_bench.py
 """
 
 import json
-import runpy
 from functools import partial, partialmethod
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from stagevar_runtime.families.var import VAR, VARConfig
 from stagevar_runtime.families.var import Transformer as VARTransformer
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.plan import exact_plan
+from tools import speed
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
 CPU = torch.device("cpu")
@@ -301,18 +301,11 @@ def test_every_size_has_the_published_parameter_count(name: str) -> None:
     assert count == pytest.approx(millions[name], rel=0.01)
 
 
-def test_the_table_of_the_readme(tiny_size: str, tmp_path: Path) -> None:
+def test_the_table_of_the_page(tiny_size: str, tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     arguments = ["--batches", "1", "--repeats", "1", "--plan", "exact", "-o", str(target)]
     CliRunner().invoke(cli, ["bench", "--random", tiny_size, *arguments])
-    script = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks/table.py"))
-    table = script["markdown"]([json.loads(target.read_text())])
+    table = speed.markdown([json.loads(target.read_text())])
     lines = table.splitlines()
     assert [row.split("|")[3].strip() for row in lines[2:4]] == ["published", "exact"]
-    assert {row.count("|") for row in lines[:4]} == {len(script["HEAD"]) + 1}
-    text = f"above\n{script['BEGIN']}\nold\n{script['END']}\nbelow\n"
-    once = script["insert"](text, table)
-    assert "old" not in once and once.startswith("above\n") and once.endswith("\nbelow\n")
-    assert script["insert"](once, table) == once
-    with pytest.raises(ValueError, match="markers"):
-        script["insert"]("nothing", table)
+    assert {row.count("|") for row in lines[:4]} == {len(speed.HEAD) + 1}

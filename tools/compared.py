@@ -1,8 +1,8 @@
 """Keep a comparison as a result and make docs/compared.md from it.
 
 stagevar-probe compare CHECKPOINT --json > compared.json
-python benchmarks/compared.py compared.json     # keep, then the page
-python benchmarks/compared.py                   # the page, from what is kept
+python -m tools.compared compared.json     # keep, then the page
+python -m tools.compared                   # the page, from what is kept
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# Every method side by side",
         "",
-        "Made by `benchmarks/compared.py` from "
+        "Made by `tools/compared.py` from "
         "[one run](../benchmarks/results/var-fashion-compare.json) of `stagevar-probe compare` on "
         f"`{job['checkpoint']}`: guidance {job['sampling']['guidance']:g}, {first['images']} "
         f"images a row, batch {first['batch']}, {job['dtype']}, {machine['device']} "

@@ -1,19 +1,19 @@
-"""Make the speed table of the README from the committed results.
+"""Make the table of docs/benchmark.md from the committed results.
 
-python benchmarks/table.py            # rewrite the table between the markers of README.md
-python benchmarks/table.py --print    # only say it
+python -m tools.speed
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .marked import fill
+
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- speed: made by benchmarks/table.py -->", "<!-- /speed -->"
+PAGE = ROOT / "docs/benchmark.md"
 HEAD = (
     "model, device, dtype",
     "batch",
@@ -78,35 +78,13 @@ def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, table: str) -> str:
-    """``text`` with the part between the markers replaced.
-
-    Raises:
-        ValueError: the markers are not there.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
-def main() -> int:
-    """Read ``benchmarks/results/*.json``, write the table."""
+def page() -> str:
+    """docs/benchmark.md with its table made again from ``benchmarks/results/*.json``."""
     paths = sorted((ROOT / "benchmarks/results").glob("*.json"))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     table = markdown([doc for doc in found if doc.get("kind") == "stagevar-bench"])
-    if "--print" in sys.argv:
-        print(table)
-        return 0
-    readme = ROOT / "README.md"
-    try:
-        readme.write_text(insert(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        print(f"README.md: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return fill(PAGE.read_text(encoding="utf-8"), "speed", "speed", table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(), encoding="utf-8")

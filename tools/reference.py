@@ -1,7 +1,6 @@
-"""Keep the reference checkpoint's calibration as a result, and make its table in the README.
+"""Keep the class-conditional checkpoint's calibration as a result; its table in docs/results.md.
 
-python benchmarks/reference.py checkpoints/fashion/var_fashion.stagevar.measurements.json  # keep
-python benchmarks/reference.py                                                             # table
+python -m tools.reference checkpoints/fashion/var_fashion.stagevar.measurements.json  # keep
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/var-fashion-calibration.json"
-BEGIN, END = "<!-- reference: made by benchmarks/reference.py -->", "<!-- /reference -->"
 PLANS = ("exact", "quality", "balanced", "fast")
 COLUMNS = (
     *("loss, held out [95 %]", "agreement", "KID", "PSNR to exact"),
@@ -51,7 +49,7 @@ def table(kept: Mapping[str, Any]) -> str:
         cells = (
             "-" if exact else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*plan["loss"]),
             f"{plan['score'][0]:.3f}",
-            f"{plan['kid'] / 1000:.2f}",
+            f"{plan['kid']:.0f}",
             "-" if exact else f"{plan['psnr'][0]:.1f} dB",
             f"{plan['transformer_ms']:.0f} ms, "
             f"{plan['exact_transformer_ms'] / plan['transformer_ms']:.2f}x",
@@ -62,17 +60,10 @@ def table(kept: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Keep a result if one is named, then rewrite the table."""
-    if len(sys.argv) > 1:
-        keep(Path(sys.argv[1]))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    made = table(json.loads(RESULT.read_text(encoding="utf-8")))
-    readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+def reference_table() -> str:
+    """The table of what is kept."""
+    return table(json.loads(RESULT.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    main()
+    keep(Path(sys.argv[1]))

@@ -1,9 +1,9 @@
 """Make docs/results.md from committed results, or keep new results first.
 
-python benchmarks/results.py                                       # the page, from what is kept
-python benchmarks/results.py curves NAME MODEL.stagevar.measurements.json   # keep curves of a model
-python benchmarks/results.py evaluation MODEL.evaluation.json               # keep an evaluation
-python benchmarks/results.py race MODEL.stagevar.measurements.json          # keep a race of plans
+python -m tools.results                                       # the page, from what is kept
+python -m tools.results curves NAME MODEL.stagevar.measurements.json   # keep curves of a model
+python -m tools.results evaluation MODEL.evaluation.json               # keep an evaluation
+python -m tools.results race MODEL.stagevar.measurements.json          # keep a race of plans
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from stagevar_probe.report import plots
 from stagevar_probe.report.calibration import report_data
 from stagevar_probe.tables import NONE, fidelity, ranged, speed
 from stagevar_runtime.profile import load_profile
+
+from .marked import fill
+from .reference import reference_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/results"
@@ -201,13 +204,6 @@ def _images(figures: Mapping[str, Any]) -> int:
     return int(figures["images"])
 
 
-def fill(text: str, name: str, made: str) -> str:
-    """Put ``made`` between the two marks of a name."""
-    begin, end = f"<!-- {name}: made by benchmarks/results.py -->", f"<!-- /{name} -->"
-    before, rest = text.split(begin, 1)
-    return f"{before}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
-
-
 def main() -> None:
     """Keep what is named, then rewrite the tables of the page."""
     if sys.argv[1:2] == ["curves"]:
@@ -225,10 +221,13 @@ def page() -> str:
     for suite, prefix in SUITES.items():
         if evaluation(suite).exists():
             found = json.loads(evaluation(suite).read_text(encoding="utf-8"))
-            text = fill(text, f"{prefix}evaluation", evaluation_table(found))
-            text = fill(text, f"{prefix}kinds", kinds_table(found))
+            text = fill(text, f"{prefix}evaluation", "results", evaluation_table(found))
+            text = fill(text, f"{prefix}kinds", "results", kinds_table(found))
+    text = fill(text, "reference", "results", reference_table())
     if RACE.exists():
-        text = fill(text, "race", race_table(json.loads(RACE.read_text(encoding="utf-8"))))
+        text = fill(
+            text, "race", "results", race_table(json.loads(RACE.read_text(encoding="utf-8")))
+        )
     return text
 
 

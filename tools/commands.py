@@ -29,7 +29,7 @@ def page() -> str:
         own = click.Context(command, info_name=name, parent=context)
         usage = " ".join(command.collect_usage_pieces(own))
         parts += [f"## {name}\n", f"`stagevar-probe {name} {usage}`\n", _plain(command.help), ""]
-        rows = [record for p in command.get_params(own) if (record := p.get_help_record(own))]
+        rows = [record for p in command.params if (record := p.get_help_record(own))]
         if rows:
             parts += ["| option | |", "|---|---|"]
             parts += [f"| `{_cell(option)}` | {_cell(_plain(text))} |" for option, text in rows]

@@ -11,8 +11,6 @@ import sys
 
 import click
 
-from stagevar_runtime.errors import StagevarError
-
 from .cli import cli
 
 
@@ -27,7 +25,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except StagevarError as error:
+    except Exception as error:
+        from stagevar_runtime.errors import StagevarError  # here: it takes torch along
+
+        if not isinstance(error, StagevarError):
+            raise
         click.echo(f"stagevar-probe: {type(error).__name__}: {error}", err=True)
         code = error.exit_code
     sys.exit(code if isinstance(code, int) else 0)

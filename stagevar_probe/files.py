@@ -14,6 +14,11 @@ def beside(checkpoint: Path, name: str) -> Path:
     return checkpoint / name if checkpoint.is_dir() else checkpoint.with_suffix(f".{name}")
 
 
+def stem_of(measurements: Path) -> str:
+    """What a measurements file shares with the profile that was written with it."""
+    return measurements.name.removesuffix(".measurements.json")
+
+
 def check_writable(*paths: Path) -> None:
     """Raise StagevarError for the first path that could not be written, before hours of work."""
     for path in paths:

@@ -8,21 +8,18 @@ matrix product and a large copy, timed between the rounds.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 import torch
 
-from stagevar_runtime.accelerate.modes import Acceleration, accelerate
+from stagevar_runtime.accelerate.modes import Acceleration
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.loop.engine import Generation, generate
 from stagevar_runtime.loop.plan import Plan, compile_plan, exact_plan
@@ -32,20 +29,16 @@ from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.profile import PlanStep, Profile, TokenOption
 from stagevar_runtime.profile.presets import preset
 
-from ..commands.verbs import ModelOptions, Said
-from ..files import check_writable, write_whole
 from ..measure.flops import scale_flops
-from ..progress import Meter, meter
-from .document import EXACT, PUBLISHED, document, slug, table
-from .machine import copy_gb_s, decode_flops, forget_peak, peak_mb, product_tflops, wait
+from ..progress import Meter
+from .document import EXACT, PUBLISHED
+from .machine import copy_gb_s, forget_peak, peak_mb, product_tflops, wait
 from .published.common import Published
 from .published.infinity import PublishedInfinity
 from .published.var import PublishedVAR
-from .random_models import random_conditioning, random_model
 
 logger = logging.getLogger("stagevar_probe")
 
-RESULTS = Path("benchmarks/results")
 LATE = "balanced-like"
 DEFAULT_PLANS = (LATE, "cfg-off", "stagevar", "skip-2")
 MAKE_PUBLISHED: dict[str, Callable[[Any], PublishedLoop]] = {
@@ -145,6 +138,11 @@ def _engine(
     return make
 
 
+def warm_up_rounds(fast: Acceleration) -> int:
+    """Rounds that do not count: graphs are recorded in the first three."""
+    return 3 if fast.graphs else 1
+
+
 def measure(
     model: ScaleModel,
     condition: Callable[[], Conditioning],
@@ -162,7 +160,7 @@ def measure(
     """
     fast = fast or Acceleration()
     begun = time.perf_counter()
-    warm_up = 3 if fast.graphs else 1
+    warm_up = warm_up_rounds(fast)
     if fast.graphs:  # no shape of this batch may push out another
         fast.graphs.clear()
         fast.graphs.shapes.limit = max(fast.graphs.shapes.limit, len(named))
@@ -306,61 +304,3 @@ def _rate(flops: float, ms: float, ceiling_tflops: float) -> dict[str, float]:
     """Work in TFLOP, rate in TFLOP/s, and its share of the measured matrix product."""
     rate = flops / ms / 1e9 if ms else 0.0
     return {"tflop": flops / 1e12, "tflops": rate, "of_ceiling": rate / ceiling_tflops}
-
-
-def bench(
-    checkpoint: Path | None,
-    random: str | None,
-    options: ModelOptions,
-    plans: Sequence[str] = (),
-    batches: Sequence[int] = (1, 4, 8),
-    repeats: int = 5,
-    output: Path | None = None,
-    compile: str = "off",
-    seconds: float = math.inf,
-    quiet: bool = False,
-) -> Said:
-    """``stagevar-probe bench``; the JSON is written after every batch.
-
-    Raises:
-        StagevarError: neither or both of a checkpoint and a size with random weights were given.
-    """
-    if (checkpoint is None) == (random is None):
-        raise StagevarError("got neither or both of CHECKPOINT and --random, expected one of them")
-    if output is not None:
-        check_writable(output)
-    profile = None
-    if checkpoint is not None:
-        pipeline = options.load(checkpoint, "auto")
-        model, profile, name = pipeline.model, pipeline.profile, checkpoint.stem
-        sampling = pipeline.sampling(**options.sampling)
-
-        def conditioning(batch: int) -> Conditioning:
-            return options.inputs(pipeline, batch, held_out=False).condition(model)
-    else:
-        assert random is not None
-        model, name = random_model(random, options.device, options.dtype), f"{random}-random"
-        sampling = replace(model.default_sampling, **options.sampling)
-
-        def conditioning(batch: int) -> Conditioning:
-            return random_conditioning(model, batch, options.seed)
-
-    chosen = list(plans) or [*(profile.plans if profile else ()), *DEFAULT_PLANS]
-    exact = exact_plan(model.info, model.scales(), sampling)
-    decode = decode_flops(model, conditioning(1), exact)
-    fast = accelerate(model, compile)
-    named = contenders(model, sampling, chosen, options.seed, profile, fast)
-    rounds = repeats + (3 if fast.graphs else 1)
-    parts: list[dict[str, Any]] = []
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    settings = {"repeats": repeats, "seed": options.seed, "compile": fast.description}
-    with meter(name, len(batches) * len(named) * rounds, quiet) as tick:
-        for batch in batches:
-            condition = partial(conditioning, batch)
-            parts.append(measure(model, condition, named, repeats, tick, decode, fast, seconds))
-            found = document(name, model, sampling, parts, settings, now, PUBLISHED in named)
-            target = output or RESULTS / f"{slug(found)}.json"
-            if output is None:
-                RESULTS.mkdir(parents=True, exist_ok=True)
-            write_whole(target, (json.dumps(found, indent=1) + "\n").encode())
-    return found, f"{table(found)}\nwritten to {target}"

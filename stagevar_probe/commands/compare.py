@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import click
 
 import stagevar_runtime
 from stagevar_runtime.pipeline import GPU_TILE
@@ -19,27 +20,53 @@ from ..measure.costs import describe_scales
 from ..measure.hardware import hardware
 from ..progress import duration
 from ..report.comparison import write_comparison
-from .verbs import COUNTS, ModelOptions, Said
+from .options import (
+    BATCH,
+    FILE,
+    MEASURING,
+    ModelOptions,
+    Printer,
+    command_line,
+    default_count,
+    model_options,
+    printing,
+)
 
 logger = logging.getLogger("stagevar_probe")
 
 
+@click.command()
+@click.argument("checkpoint", type=FILE)
+@model_options(*BATCH, *MEASURING)
+@printing
+@click.option("--profile", type=FILE, help="Its plans take part (default: found).")
+@click.option("--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint).")
+@click.option("--count", default=None, type=click.IntRange(4), help="Images per row.")
+@click.option("--keep", multiple=True, type=click.FloatRange(0, 1, True), help="Ratios to try.")
+@click.option(
+    "--span",
+    default="group",
+    type=click.Choice(["group", "all"]),
+    show_default=True,
+    help="Tokens are chosen again at each group of blocks, or once for all.",
+)
+@click.option("--grid/--no-grid", default=True, help="Every selector and restorer.")
+@click.option("--dry-run", is_flag=True, help="Say the work and the time, run nothing.")
 def compare(
     checkpoint: Path,
     options: ModelOptions,
-    profile: Path | None = None,
-    output: Path | None = None,
-    count: int | None = None,
-    keep: Sequence[float] = (),
-    span: str = "group",
-    grid: bool = True,
-    dry_run: bool = False,
-    quiet: bool = False,
-    command: str = "stagevar-probe compare",
-) -> Said:
-    """Compare every preset, token option and profile plan with the exact path.
+    printer: Printer,
+    profile: Path | None,
+    output: Path | None,
+    count: int | None,
+    keep: tuple[float, ...],
+    span: str,
+    grid: bool,
+    dry_run: bool,
+) -> int:
+    """Every method side by side on CHECKPOINT: presets, token options, plans, retuned guidance.
 
-    Writes ``model.compare.html`` and ``.csv`` beside the checkpoint, or by the name ``output``.
+    Same seeds and noise in every row. Writes a report and a CSV; --json prints everything.
     """
     page = output or beside(checkpoint, "compare.html")
     table = page.with_suffix(".csv")
@@ -47,9 +74,8 @@ def compare(
         check_writable(page, table)
     pipeline = options.load(checkpoint, "auto" if profile is None else profile)
     model = pipeline.model
-    kind = "labels" if model.info.classes else "prompts"
     fresh = replace(options, seed=options.seed + 1)  # those of `validate`, which chose no plan
-    inputs = fresh.inputs(pipeline, count or COUNTS[kind][0], held_out=True)
+    inputs = fresh.inputs(pipeline, count or default_count(model), held_out=True)
     quality = options.quality(checkpoint, pipeline)
     sampling = pipeline.sampling(**options.sampling)
     contest = ComparisonRun(
@@ -61,17 +87,18 @@ def compare(
         pipeline.profile,
         Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None,
         GPU_TILE if model.device.type == "cuda" else 1,
-        quiet,
+        printer.quiet,
     )
     work = contest.work()
-    said = (
+    description = (
         f"{checkpoint.name}: {describe_scales(model.scales())}\n"
         f"{work.rows} rows on {work.images} images, metric {quality.name}: "
-        f"{work.generations:.1f} generations an image, about {duration(work.seconds)}"
+        f"{work.generations:.1f} generations per image, about {duration(work.seconds)}"
     )
     if dry_run:
-        return {"work": asdict(work)}, said
-    logger.info(said)
+        printer.show({"work": asdict(work)}, description)
+        return 0
+    logger.info(description)
     found = contest.run()
     given = findings(found)
     ratio = disturbance(found)
@@ -97,7 +124,7 @@ def compare(
         "hardware": hardware(model),
         "version": stagevar_runtime.__version__,
     }
-    write_comparison(page, found, given, job, command)
+    write_comparison(page, found, given, job, command_line())
     write_whole(table, as_csv(found).encode())
     result = {
         "job": job,
@@ -112,4 +139,5 @@ def compare(
     text = [as_table(found), ""]
     text += [f"{answer.question}\n  {answer.sentence}" for answer in given]
     text += [f"report {page}", f"csv    {table}"]
-    return result, "\n".join(text)
+    printer.show(result, *text)
+    return 0

@@ -81,7 +81,7 @@ def evaluation_lineup(
     return lineup([*first, *entries], left_out, info, scales, sampling, tile)
 
 
-def evaluate(
+def run_suite(
     model: ScaleModel,
     suite: Suite,
     inputs: Inputs,

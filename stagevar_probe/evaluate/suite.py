@@ -31,7 +31,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite, as :func:`~stagevar_probe.evaluate.evaluation.evaluate` needs it.
+    """A suite, as :func:`~stagevar_probe.evaluate.evaluation.run_suite` needs it.
 
     Attributes:
         name: of the suite.

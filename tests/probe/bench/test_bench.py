@@ -20,6 +20,7 @@ from stagevar_probe.bench import timing as bench
 from stagevar_probe.bench.published.infinity import PublishedInfinity
 from stagevar_probe.bench.published.var import PublishedVAR
 from stagevar_probe.cli import cli
+from stagevar_probe.commands import bench as bench_command
 from stagevar_probe.measure.flops import plan_flops, scale_flops
 from stagevar_runtime import Sampling, StagevarError
 from stagevar_runtime.accelerate.modes import accelerate
@@ -135,7 +136,7 @@ def test_bench_with_graphs_warms_up_until_they_are_trusted(
     tiny_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = TapeRecorder()
-    monkeypatch.setattr(bench, "accelerate", partial(accelerate, recorder=recorder))
+    monkeypatch.setattr(bench_command, "accelerate", partial(accelerate, recorder=recorder))
     target = tmp_path / "out.json"
     arguments = ["--batches", "1,2", "--repeats", "2", "--compile", "graphs", "-o", str(target)]
     plans = ["--plan", "exact", "--plan", "cfg-off", "--dtype", "bfloat16"]

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import Result
@@ -20,14 +21,14 @@ from conftest import SMALL, invoke, var_states, write_tiny
 from PIL import Image
 
 from stagevar_probe import __main__ as program
-from stagevar_probe.cli import cli
-from stagevar_probe.commands import verbs as commands
+from stagevar_probe.cli import COMMANDS, cli
+from stagevar_probe.commands import inspect as inspect_command
+from stagevar_probe.commands import options as command_options
 from stagevar_probe.measure.measurements import load_measurements
 from stagevar_runtime.errors import CheckpointError, StagevarError
 from stagevar_runtime.profile import PlanEntry, load_profile, write_profile
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = sorted(cli.commands)
 
 
 def refused(result: Result, code: int = 1) -> str:
@@ -73,6 +74,28 @@ def test_help_names_every_command(flag: str) -> None:
     assert all(name in result.output for name in COMMANDS) and "Start with" in result.output
 
 
+def test_help_reads_no_command_and_no_torch() -> None:
+    code = (
+        "import sys\nfrom stagevar_probe.cli import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "read = [name for name in sys.modules if name.startswith('stagevar_probe.commands')]\n"
+        "assert not read and 'torch' not in sys.modules, read"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+
+
+def test_every_file_of_commands_is_a_command_and_help_says_its_first_sentence() -> None:
+    files = {path.stem for path in (ROOT / "stagevar_probe/commands").glob("*.py")}
+    assert set(COMMANDS) == files - {"__init__", "options"}
+    context = click.Context(cli)
+    for name, sentence in COMMANDS.items():
+        command = cli.get_command(context, name)
+        assert command is not None and command.help is not None
+        assert " ".join(command.help.split()).startswith(sentence)
+    assert cli.get_command(context, "nonsense") is None
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command(command: str) -> None:
     text = done(invoke(command, "--help")).output
@@ -115,7 +138,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, error, code) -> None
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "inspect", fail)
+    monkeypatch.setattr(inspect_command, "families", fail)
     monkeypatch.setattr(sys, "argv", ["stagevar-probe", "inspect", "x.pth"])
     with pytest.raises(SystemExit) as stopped:
         program.main()
@@ -386,7 +409,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(commands, "load", load)
+    monkeypatch.setattr(command_options, "load", load)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "generate"])

@@ -29,6 +29,7 @@ from stagevar_probe.evaluate.suites import Suite, find_suite
 from stagevar_probe.metrics.features import remembering
 from stagevar_probe.metrics.quality import find_quality
 from stagevar_probe.metrics.retrieval import Retrieval, make_gallery
+from stagevar_probe.report.evaluation import ceiling_lines
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.loading import load
@@ -287,7 +288,7 @@ def test_rates_are_of_what_was_drawn(
     monkeypatch.setattr(model, "decode", decode)
     monkeypatch.setattr(evaluate, "rebuild", lambda model, images, one: images)
     quality = find_quality(suite.metric, checkpoint, 0, "pixels")
-    found = evaluate.evaluate(model, suite, inputs, kinds, made, sampling, quality, 12, True)
+    found = evaluate.run_suite(model, suite, inputs, kinds, made, sampling, quality, 12, True)
     exact, other, some = (found.figures[n] for n in ("exact", "no guidance", "skip-2"))
     assert exact["passed"][0] == 1.0 and exact["beside"]["R@5"][0] == 1.0
     assert other["passed"][0] == 0.0 and other["passed_loss"][0] == 1.0
@@ -297,7 +298,7 @@ def test_rates_are_of_what_was_drawn(
     assert found.ceiling["rebuilt"][0] == found.ceiling["real R@5"][0] == 1.0
     head, *lines = evaluate.as_table(found).splitlines()
     assert head.split()[4:7] == ["R@1", "lost", "R@5"] and lines[0].startswith("exact")
-    said = evaluate_command.ceiling_lines(found)
+    said = ceiling_lines(found)
     assert said[0].startswith("real pictures pass 1.000 [0.566, 1.000], R@5 1.000")
     assert any("drawn at random, passes 0.250" in line for line in said)
 

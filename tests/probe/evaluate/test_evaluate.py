@@ -105,7 +105,7 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
 
     monkeypatch.setattr(model, "decode", decode)
     monkeypatch.setattr(evaluate, "tokenizer_ceiling", lambda *_: {"real": [1.0] * 3})
-    found = evaluate.evaluate(model, scenes, inputs, kinds, made, sampling, quality, 14, True)
+    found = evaluate.run_suite(model, scenes, inputs, kinds, made, sampling, quality, 14, True)
     exact, other = found.figures["exact"], found.figures["skip-2"]
     assert exact["passed"][0] == 1.0 and all(rate[0] == 1.0 for rate in exact["kinds"].values())
     assert other["kinds"]["counting"][0] == 0.0 and other["kinds"]["colors"][0] == 1.0

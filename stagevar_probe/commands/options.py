@@ -1,0 +1,268 @@
+"""Options that commands share: declared once, handed to a command as one record each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+import yaml
+
+from stagevar_runtime.errors import StagevarError
+from stagevar_runtime.loading import load
+from stagevar_runtime.model.protocol import ScaleModel
+from stagevar_runtime.pipeline import Pipeline
+
+from ..calibrate.processes import local_device
+from ..datasets.inputs import (
+    Inputs,
+    balanced_labels,
+    builtin_prompts,
+    given_labels,
+    prompts_beside,
+    prompts_from,
+    read_lines,
+    split_prompts,
+)
+from ..metrics.features import CHOICES
+from ..metrics.protocol import Quality
+from ..metrics.quality import find_quality
+from ..solve.target import Target
+
+F = TypeVar("F", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+
+FILE = click.Path(path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+LOSS = click.FloatRange(min=0)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COUNTS = {"labels": (192, 1000), "prompts": (64, 64)}  # calibration and held-out images
+METRICS = (
+    "agreement, ssim-to-exact, scenes, retrieval=ARCHIVE, clip-score[=FOLDER] or module:function."
+)
+SAMPLING = ("guidance", "temperature", "top_k", "top_p")
+
+MODEL: tuple[Option, ...] = (
+    click.option("--tokenizer", type=FILE, help="Image tokenizer (default: beside it)."),
+    click.option("--text-encoder", help="Folder, Hub name or module:function."),
+    click.option(
+        "--option",
+        "pairs",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What tensors cannot tell, such as size=0.25M (see inspect FAMILY).",
+    ),
+    click.option("--device", help="Where to run (default: cuda if there is one, else cpu)."),
+    click.option("--dtype", type=click.Choice(list(DTYPES)), help="Default: by device."),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Seed of inputs and noise.",
+    ),
+    click.option("--guidance", type=float, help="Guidance scale (default: the family's)."),
+    click.option("--temperature", type=float, help="Sampling temperature."),
+    click.option("--top-k", type=int, help="Top-k (0: off)."),
+    click.option("--top-p", type=float, help="Top-p (0: off)."),
+)
+BATCH: tuple[Option, ...] = (
+    click.option(
+        "--batch",
+        default=16,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Images that are made at once.",
+    ),
+)
+LOOKING: tuple[Option, ...] = (
+    click.option("--features", help=f"For distribution and semantics: {CHOICES}."),
+    click.option("--reference", type=FOLDER, help="Folder of real pictures, for the KID."),
+)
+MEASURING: tuple[Option, ...] = (
+    *LOOKING,
+    click.option("--prompts", type=FILE, help="Labels or prompts, .txt or .jsonl."),
+    click.option("--metric", help=METRICS),
+)
+TARGETS: tuple[Option, ...] = (
+    click.option("--max-loss", type=LOSS, help="Budget in the metric's units."),
+    click.option("--min-speedup", type=POSITIVE, help="Least loss at this end-to-end speed."),
+    click.option("--max-ms", type=POSITIVE, help="Least loss within this time per image."),
+)
+PRINTING: tuple[Option, ...] = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more."),
+)
+
+
+def gathered(name: str, make: Callable[..., Any], *options: Option) -> Callable[[F], F]:
+    """Declare options; the command gets what they were given as ``name``, made by ``make``."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            own = {key: given.pop(key) for key in keys}
+            return function(**given, **{name: make(**own)})
+
+        known = len(getattr(command, "__click_params__", ()))
+        for option in reversed(options):
+            option(command)
+        keys = [parameter.name for parameter in command.__click_params__[known:]]  # type: ignore[attr-defined]
+        return command  # type: ignore[return-value]
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model, its inputs, and how its pictures are scored."""
+
+    tokenizer: Path | None = None
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+    batch: int = 16
+    prompts: Path | None = None
+    metric: str | None = None
+    features: str | None = None
+    reference: Path | None = None
+    text_encoder: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def given(cls, dtype: str | None, pairs: Sequence[str], **values: Any) -> ModelOptions:
+        """From what the command line says."""
+        sampling = {name: values.pop(name) for name in SAMPLING}
+        return cls(
+            dtype=DTYPES[dtype] if dtype else None,
+            options=parse_options(pairs),
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            **values,
+        )
+
+    def load(self, checkpoint: Path, profile: Any = None, strict: bool = False) -> Pipeline:
+        """The pipeline of a checkpoint."""
+        return load(
+            checkpoint,
+            self.tokenizer,
+            self.device or local_device(),
+            self.dtype,
+            profile,
+            strict=strict,
+            options=self.options,
+            text_encoder=self.text_encoder,
+        )
+
+    def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
+        """What pictures are scored by."""
+        classes = pipeline.model.info.classes
+        metric = self.metric or pipeline.metadata.get("metric")
+        return find_quality(metric, checkpoint, classes, self.features, self.reference)
+
+    def lines(self, pipeline: Pipeline, held_out: bool) -> tuple[list[str], str]:
+        """Prompts and where they are from: asked for, beside the checkpoint, or the project's."""
+        if self.prompts:
+            return read_lines(self.prompts), self.prompts.name
+        own = prompts_beside(pipeline.path)
+        return (
+            (split_prompts(own, held_out), own.name)
+            if own
+            else (builtin_prompts(held_out), "builtin-64")
+        )
+
+    def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
+        """Calibration or held-out inputs for the family."""
+        model = pipeline.model
+        if not model.info.classes:
+            lines, name = self.lines(pipeline, held_out)
+            return prompts_from(lines, name, count, self.seed, pipeline.read_condition, held_out)
+        if self.prompts is None:
+            return balanced_labels(model, count, self.seed, held_out)
+        lines = read_lines(self.prompts)
+        return given_labels(model, lines, self.prompts.name, count, self.seed, held_out)
+
+
+def default_count(model: ScaleModel, held_out: bool = False) -> int:
+    """Images to calibrate with, or to hold out, where nobody says how many."""
+    return COUNTS["labels" if model.info.classes else "prompts"][held_out]
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; numbers, true and false become what they look like.
+
+    Raises:
+        StagevarError: no ``=`` in one of them.
+    """
+    parts = [text.partition("=") for text in pairs]
+    for name, sign, value in parts:
+        if not (name and sign and value):
+            raise StagevarError(f"got --option {name}{sign}{value}, expected NAME=VALUE")
+    return {name: yaml.safe_load(value) for name, _, value in parts}
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the plans shall reach; None where nothing was asked."""
+
+    max_loss: float | None = None
+    min_speedup: float | None = None
+    max_ms: float | None = None
+
+    def target(self, default: float) -> Target:
+        """What to aim at; ``default``: the loss where no loss was asked."""
+        loss = default if self.max_loss is None else self.max_loss
+        return Target(loss, self.min_speedup, self.max_ms, loss_asked=self.max_loss is not None)
+
+
+class Printer:
+    """How a command speaks: its result on stdout, logging on stderr."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self._log()
+
+    def _log(self) -> None:
+        level = logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.INFO
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        for name in ("stagevar_runtime", "stagevar_probe"):
+            logger = logging.getLogger(name)
+            logger.handlers = [handler]
+            logger.setLevel(level)
+
+    def hush(self) -> None:
+        """Errors only from here on."""
+        self.quiet = True
+        self._log()
+
+    def show(self, result: dict[str, Any], *lines: str) -> None:
+        """One JSON document, or text for people."""
+        if self.as_json:
+            click.echo(json.dumps(result, indent=2))
+        elif not self.quiet:
+            click.echo("\n".join(lines))
+
+
+def model_options(*more: Option) -> Callable[[F], F]:
+    """The options of a command that runs a model, and ``more`` of them, as ``options``."""
+    return gathered("options", ModelOptions.given, *MODEL, *more)
+
+
+target_options = gathered("asked", TargetOptions, *TARGETS)
+printing = gathered("printer", Printer, *PRINTING)
+
+
+def command_line() -> str:
+    """What was typed, to be typed again."""
+    return f"stagevar-probe {shlex.join(sys.argv[1:])}"

@@ -1,0 +1,86 @@
+"""The evaluation as one HTML file: time against pass rate, pictures, every row, the ceiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..evaluate.evaluation import Evaluation, table
+from ..tables import ranged
+from ..validate.rows import EXACT
+from . import plots
+from .html import ReportData, TableData, write_report
+
+
+def write_evaluation(path: Path, found: Evaluation, job: dict[str, Any], command: str) -> None:
+    """Write the report of an evaluation, whole or not at all."""
+    write_report(evaluation_data(found, job, command), path)
+
+
+def ceiling_lines(found: Evaluation) -> list[str]:
+    """What the suite and the tokenizer allow at most."""
+    suite, ceiling, lines = found.suite, found.ceiling, []
+    said = {
+        "real": f"{suite.made} pictures pass {{}}",
+        "rebuilt": "encoded and decoded by the tokenizer they pass {}: the ceiling",
+        **suite.description,
+    }
+    for name in (name for name in said if name in ceiling):
+        rates = [ranged(ceiling[name])]
+        rates += [f"{head} {ranged(ceiling[f'{name} {head}'])}" for head in suite.beside]
+        lines.append(said[name].format(", ".join(rates)))
+    if "nearest_real" in ceiling:
+        made = found.figures[EXACT]["nearest"][0]
+        lines.append(
+            f"nearest training picture: {made:.3f} away from a generated one, "
+            f"{ceiling['nearest_real'][0]:.3f} from a {suite.made} one never trained on"
+        )
+    return lines
+
+
+def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> ReportData:
+    """Everything the report shows. ``job``: what was run, as in the JSON."""
+    head, *rows = table(found)
+    exact = found.figures[EXACT]
+    best: dict[bool, list[plots.Point]] = {True: [], False: []}
+    for entry in found.lineup.entries:
+        f = found.figures[entry.name]
+        lost, low, high = f["passed_loss"]
+        plan = entry.kind in ("plan", EXACT)
+        point = plots.Point(f["total_ms"] / f["batch"], lost, low, high, entry.name[:28])
+        best[plan].append(point)
+    cells = TableData(
+        title="Every row",
+        header=[head[0] or "row", *head[1:]],
+        rows=rows,
+        caption=f"Milliseconds an image, end to end. {found.suite.caption} Lost: paired with the "
+        "exact path. Brackets: 95 %.",
+    )
+    return ReportData(
+        title=f"{job['checkpoint']}: {job['suite']}",
+        subtitle=f"{exact['images']} images, batch {exact['batch']}, "
+        f"{job['hardware']['device']} {job['dtype']}",
+        satisfied=None,
+        verdict=f"The exact path passes {ranged(exact['passed'])}.",
+        headlines=[],
+        facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
+        loss_name="pass rate lost",
+        plans=[],
+        figures=[
+            {
+                "title": "Time and pass rate lost",
+                "svg": plots.frontier(best[True], None, "pass rate lost", best[False]),
+                "caption": "Joined: exact and the profile's plans. Light: presets. Bars: 95 %.",
+            }
+        ],
+        pictures=[
+            {"uri": plots.picture_row(found.strips[entry.name]), "caption": entry.name}
+            for entry in found.lineup.entries
+        ],
+        pictures_title="Pictures: the same seeds in every row",
+        pictures_caption="; ".join(found.prompts),
+        tables=[cells],
+        notes=ceiling_lines(found),
+        provenance=[(name, str(value)) for name, value in job.items()],
+        command=command,
+    )

@@ -136,7 +136,16 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = True) -> Tensor:
     block = min(CHANNELS, triton.next_power_of_2(channels))
     with on_device(x):
         statistics_kernel[(images, slices, triton.cdiv(channels, block))](
-            x, means, squares, positions, channels, each, TILE=TILE, BLOCK=block, num_warps=4, enable_fp_fusion=True
+            x,
+            means,
+            squares,
+            positions,
+            channels,
+            each,
+            TILE=TILE,
+            BLOCK=block,
+            num_warps=4,
+            enable_fp_fusion=True,
         )
         merge_kernel[(images, norm.num_groups)](
             means,

@@ -107,7 +107,9 @@ def can_split(
     dim = width // heads.parts // heads.count
     if rotation is not None and heads.rotate != "none":
         wide = dim if heads.rotate == "halves" else dim // 2
-        if dim % 2 or any(t.shape[1:] != (n, wide) or t.shape[0] not in (1, rows) for t in rotation):
+        if dim % 2 or any(
+            t.shape[1:] != (n, wide) or t.shape[0] not in (1, rows) for t in rotation
+        ):
             return False
     wanted = (rows, heads.count, n, dim)
     return slots is None or all(

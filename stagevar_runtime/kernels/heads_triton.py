@@ -6,7 +6,6 @@ of the same registers. The channel that another one turns with is read a second 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import groups, heads, norms, pairs
+from . import heads, norms, pairs
 from .groups import normed as plain_group_norm
 
 logger = logging.getLogger("stagevar_runtime")
@@ -62,7 +62,12 @@ def fused(device: torch.device, dtype: torch.dtype) -> tuple[Kernels, list[str]]
         return NONE, [f"kernels: none (Triton is not there: {error})"]
     found: dict[str, Any] = {}
     notes = []
-    made = {"add_norm": add_norm, "split": split, "group_norm": group_norm, "draw": draw}
+    made: dict[str, Callable[..., Any]] = {
+        "add_norm": add_norm,
+        "split": split,
+        "group_norm": group_norm,
+        "draw": draw,
+    }
     for name, kernel in made.items():
         wrong = disagreement(name, kernel, device, dtype)
         if wrong:
@@ -115,7 +120,7 @@ def _check_add_norm(kernel: Any, device: torch.device, dtype: torch.dtype) -> It
         x, y = normal(4, 3, 160, dtype=dtype), normal(2, 3, 160, dtype=dtype)
         weight = normal(160, dtype=dtype)
         gate, factor, shift = (normal(4, 1, 160, dtype=dtype) for _ in range(3))
-        norm = norms.Norm(kind, weight)  # type: ignore[arg-type]
+        norm = norms.Norm(kind, weight)
         inner = norms.Norm("rms", weight) if kind == "rms" else None
         given = (x, norms.Step(y, gate, inner), norm, factor, shift)
         yield from zip(kernel(*given), norms.add_norm(*given), strict=True)
@@ -131,7 +136,11 @@ def _check_split(kernel: Any, device: torch.device, dtype: torch.dtype) -> Itera
         made = heads.Heads(3, norm, rotate)  # type: ignore[arg-type]
         product, scale = normal(2, 5, 3 * 96, dtype=dtype), normal(1, 3, 1, 1).exp()
         slots = [
-            tuple(normal(2, 3, 9, 32, dtype=dtype)[:, :, 2:7] for _ in range(2)) for _ in range(2)
+            (
+                normal(2, 3, 9, 32, dtype=dtype)[:, :, 2:7],
+                normal(2, 3, 9, 32, dtype=dtype)[:, :, 2:7],
+            )
+            for _ in range(2)
         ]
         given = (product, made, scale, tables[rotate])
         got, wanted = kernel(*given, slots[0]), heads.split(*given, slots[1])

@@ -111,7 +111,7 @@ def add_norm(
     total = x if y is None else torch.empty_like(x)
     out = torch.empty_like(x, dtype=dtype or x.dtype)
     vectors = [_columns(t) for t in (gate, factor, shift)]
-    weights = [_columns(t) for t in (inner and inner.weight, norm.weight, norm.bias)]
+    weights = [_columns(t) for t in (inner.weight if inner else None, norm.weight, norm.bias)]
     block = triton.next_power_of_2(width)
     with on_device(x):
         add_norm_kernel[(rows * n,)](

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import prompts, tiny_infinity, write_tiny
+from conftest import invoke, prompts, tiny_infinity, write_tiny
 
 from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
-from stagevar_probe.commands import measured as measured_commands
+from stagevar_probe.commands import solve as solve_command
 from stagevar_probe.datasets.inputs import Inputs, balanced_labels
 from stagevar_probe.measure.costs import cost_plans, measure_costs
 from stagevar_probe.measure.flops import scale_flops
@@ -282,10 +282,10 @@ def test_solve_chooses_only_what_is_at_hand(
     problem = problem_from(without_bases(measured, bases), 0.0)
     steps = steps_of(solve(problem, 0.0), measured)
     assert steps[-1].features == FeatureOption(rank=16, basis="pca") and steps[-1].scale == 3
-    monkeypatch.setattr(measured_commands, "load_measurements", lambda path: measured)
+    monkeypatch.setattr(solve_command, "load_measurements", lambda path: measured)
     output = tmp_path / "elsewhere.yaml"
-    said = measured_commands.solve(path, 0.0, output)[1]
-    assert "some features cannot be chosen" in said
+    result = invoke("solve", path, "--max-loss", 0, "--output", output)
+    assert "some features cannot be chosen" in result.stdout, result.exception
     written = load_profile(output)
     assert measured_ranks(plan.steps for plan in written.plans.values()) == {3: 16}
     copied = Bases.load(tmp_path / "elsewhere.stagevar.safetensors", measured.job["weights"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
+from stagevar_runtime import files
 from stagevar_runtime.errors import StagevarError
 
 
@@ -24,7 +23,7 @@ def check_writable(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
             raise StagevarError(f"{path}: is a directory, expected the name of a file")
-        partial = _partial(path)
+        partial = files.partial_path(path)
         try:
             partial.touch()
             partial.unlink()
@@ -34,19 +33,10 @@ def check_writable(*paths: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file by way of a temporary one beside it. Raises StagevarError when it cannot."""
-    partial = _partial(path)
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        files.write_whole(path, content)
     except OSError as error:
         raise _refused(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _refused(path: Path, error: OSError) -> StagevarError:

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stagevar_runtime.tables import columns
+
+__all__ = ["NONE", "columns", "fidelity", "ranged", "speed"]
+
 NONE = "-"
 
 
 def ranged(interval: Sequence[float], form: str = ".3f") -> str:
     """A value with the ends of its interval: ``0.287 [0.238, 0.340]``."""
     return "{:{f}} [{:{f}}, {:{f}}]".format(*interval, f=form)
-
-
-def columns(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, padded to columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def speed(row: Mapping[str, Any], unit: str = "") -> list[str]:

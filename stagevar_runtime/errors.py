@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def one_line(error: BaseException, named: bool = True, most: int = 160) -> str:
+    """What somebody else's error says, short enough to stand inside our own.
+
+    ``named``: with its type. It is cut after ``most`` characters.
+    """
+    name, words = type(error).__name__, " ".join(COLOURS.sub("", str(error)).split())
+    line = f"{name}: {words}" if named and words else words or name
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
 
 class StagevarError(Exception):
     """Base of all errors below. ``exit_code`` is what the command line returns for it."""

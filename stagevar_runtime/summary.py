@@ -10,6 +10,7 @@ import torch
 from .loop.plan import Plan, ScaleStep
 from .model.protocol import ScaleModel
 from .profile.schema import PlanStep
+from .tables import columns
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,7 @@ class Summary:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        ]
+        lines.append(columns(table))
         if self.images:
             lines.append(
                 f"last call: {self.images} images, loop {self.loop_ms:.1f} ms, "

@@ -10,6 +10,7 @@ import stagevar_runtime
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
+from ..tables import columns
 from .machine import describe_machine
 
 KIND, VERSION = "stagevar-bench", 1
@@ -87,11 +88,7 @@ def table(doc: Mapping[str, Any]) -> str:
                     f"loop {f['loop']['of_ceiling']:.0%} decode {f['decode']['of_ceiling']:.0%}",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines.append(columns(rows))
         lines += [f"{name} failed: {why}" for name, why in part["failed"].items()]
     return "\n".join(lines)
 

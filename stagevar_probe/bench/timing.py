@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from stagevar_runtime.accelerate.modes import Acceleration
-from stagevar_runtime.errors import StagevarError
+from stagevar_runtime.errors import StagevarError, one_line
 from stagevar_runtime.loop.engine import Generation, generate
 from stagevar_runtime.loop.plan import Plan, compile_plan, exact_plan
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
@@ -179,7 +179,7 @@ def measure(
                 try:
                     run, made = _time(model.device, condition, contender)
                 except (RuntimeError, StagevarError) as error:
-                    entry.failed = f"{type(error).__name__}: {error}".splitlines()[0]
+                    entry.failed = one_line(error)
                     logger.warning("%s failed: %s", name, entry.failed)
                 else:
                     entry.add(run, made, peak_mb(model), warm=turn < warm_up)

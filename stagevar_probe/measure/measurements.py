@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.errors import CalibrationError, one_line
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
@@ -154,8 +154,7 @@ class Measurements:
                 },
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CalibrationError(f"{source}: damaged measurements ({said})") from error
+            raise CalibrationError(f"{source}: damaged measurements ({one_line(error)})") from error
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

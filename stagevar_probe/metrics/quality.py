@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.errors import CalibrationError, one_line
 
 from .classifier import Scorer, load_scorer
 from .features import find_features, scorer_features, with_reference
@@ -80,7 +80,7 @@ class Custom(Looking):
         try:
             got = torch.as_tensor(self.function(images, items, exact)).float().flatten().cpu()
         except Exception as error:  # whatever the user's code raises
-            raise CalibrationError(f"metric {self.name} failed: {_said(error)}") from error
+            raise CalibrationError(f"metric {self.name} failed: {one_line(error)}") from error
         if got.shape != (len(images),) or not torch.isfinite(got).all():
             raise CalibrationError(
                 f"metric {self.name} gave shape {tuple(got.shape)} for {len(images)} images, "
@@ -187,12 +187,8 @@ def _imported(metric: str) -> Callable[[Tensor, Items, Tensor], Tensor]:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module raises
         raise CalibrationError(
-            f"metric {metric}: {_said(error)}; expected module:function"
+            f"metric {metric}: {one_line(error)}; expected module:function"
         ) from error
     if not callable(function):
         raise CalibrationError(f"metric {metric}: got {function!r}, expected a function")
     return function
-
-
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import one_line
 from ..loop.plan import Plan, ScaleStep
 from ..loop.scale import Network, Watch, draws, run_scale
 from ..model.kvcache import KVBuffer, KVCache
@@ -163,7 +164,7 @@ class Shape:
                 return self._replayed(recorded, model, state, step)
             return self._tried(recorded, before, model, state, step)
         except Exception as error:
-            recorded.close(f"failed ({_brief(error)})")
+            recorded.close(f"failed ({one_line(error)})")
             self.owner.failed(error)
             if before is not None:
                 before.restore(state)
@@ -284,11 +285,11 @@ class Graphs:
         if self._failures >= FAILURES or isinstance(error, torch.OutOfMemoryError):
             self.give_up(error)
         else:
-            logger.warning("a scale runs eagerly, its graph failed: %s", _brief(error))
+            logger.warning("a scale runs eagerly, its graph failed: %s", one_line(error))
 
     def give_up(self, error: Exception) -> None:
         """Run eagerly from now on, and say why once."""
-        self.off = _brief(error)
+        self.off = one_line(error)
         self.clear()
         logger.warning("graphs are switched off: %s", self.off)
 
@@ -357,10 +358,6 @@ def _kind(t: Tensor) -> tuple[Any, ...]:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and _kind(a) == _kind(b))
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _poison(before: list[KVCache], after: list[KVCache]) -> None:

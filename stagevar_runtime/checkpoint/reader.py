@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 
 SELECT = (
     *("var_wo_ddp", "gpt_fsdp", "gpt_ema_fsdp", "state_dict", "model", "module"),
@@ -237,7 +237,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({_line(error)})") from error
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({one_line(error, named=False)})"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
     return value
@@ -265,7 +267,9 @@ def _format(path: Path) -> str:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected a checkpoint") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened ({_line(error)})") from error
+        raise CheckpointError(
+            f"{path}: cannot be opened ({one_line(error, named=False)})"
+        ) from error
     if not head:
         raise CheckpointError(f"{path}: the file is empty, expected a checkpoint. Download it")
     if head.startswith(b"PK\x03\x04"):
@@ -299,7 +303,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: truncated or damaged safetensors file ({_line(error)}). Download it again"
+            f"{path}: truncated or damaged safetensors file "
+            f"({one_line(error, named=False)}). Download it again"
         ) from error
 
 
@@ -320,16 +325,6 @@ def _read_torch(path: Path, mmap: bool) -> Any:
                 f"Expected tensors only: save its state dict alone, or as safetensors"
             ) from error
         raise CheckpointError(
-            f"{path}: truncated or damaged PyTorch file ({_line(error)}), expected a state "
-            f"dict saved with torch.save. Download it again"
+            f"{path}: truncated or damaged PyTorch file ({one_line(error, named=False)}), "
+            f"expected a state dict saved with torch.save. Download it again"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what a library says, short enough to stand inside our own."""
-
-    def lines() -> Iterator[str]:
-        yield from (line.strip() for line in str(error).splitlines() if line.strip())
-
-    first = next(lines(), type(error).__name__).replace("\x1b[1m", "")
-    return first if len(first) <= 100 else first[:97] + "..."

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import one_line
 from . import heads, norms, pairs
 from .groups import normed as plain_group_norm
 
@@ -88,7 +89,7 @@ def disagreement(
             if (off := difference(got, wanted)) > (most := limit(wanted.dtype)):
                 return f"off by {off:.2g} of the largest value, expected at most {most:.2g}"
     except Exception as error:  # whatever a compiler or driver raises
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return one_line(error)
     return ""
 
 

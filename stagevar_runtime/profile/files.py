@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ProfileError
+from ..files import write_whole
 from .schema import (
     Profile,
 )
@@ -65,19 +64,10 @@ def dump_profile(profile: Profile) -> str:
 
 def write_profile(profile: Profile, path: str | Path) -> None:
     """Write the canonical YAML, whole or not at all. Raises ProfileError when it cannot."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(dump_profile(profile))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(Path(path), dump_profile(profile).encode())
     except OSError as error:
         raise ProfileError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ProfileError
+from ..errors import ProfileError, one_line
 from .schema import Model
 
 MAX_DEPTH = 32
@@ -39,7 +39,7 @@ def read_yaml(text: str, source: str | Path) -> Any:
     except yaml.YAMLError as error:
         mark: Any = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" at line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or one_line(error, named=False)
         raise ProfileError(f"{source}: not valid YAML{line} ({problem})") from error
 
 

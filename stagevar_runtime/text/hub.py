@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import CheckpointError, StagevarError
+from ..errors import CheckpointError, StagevarError, one_line
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def from_hub(source: str, what: str, load: Callable[[bool], T]) -> T:
     try:
         return load(Path(source).exists())
     except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
+        said = one_line(error, named=False)
         raise CheckpointError(
             f"{source}: not a {what} that can be loaded ({said}). Pass the folder of the published "
             "one, or precomputed features"

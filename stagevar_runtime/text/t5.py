@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, StagevarError
+from ..errors import CheckpointError, StagevarError, one_line
+from ..files import write_whole
 
 INFINITY_ENCODER = "google/flan-t5-xl"
 MAX_LENGTH = 512
@@ -127,7 +127,7 @@ class T5Encoder:
                 self.source, dtype=self.dtype, local_files_only=local
             )
         except (OSError, ValueError) as error:
-            what = str(error).strip().splitlines()[0]
+            what = one_line(error, named=False)
             raise CheckpointError(
                 f"{self.source}: not a T5 encoder that can be loaded ({what}). Pass the folder of "
                 f"{INFINITY_ENCODER}, or precomputed features (text=, mask=)"
@@ -159,9 +159,7 @@ class T5Encoder:
         path = self._file(prompt)
         if path is None:
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({"text": features.cpu().contiguous()}, str(partial), {"prompt": prompt})
-        os.replace(partial, path)
+        write_whole(path, save({"text": features.cpu().contiguous()}, {"prompt": prompt}))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, StagevarError
+from ..errors import CheckpointError, StagevarError, one_line
 
 SUFFIX = ".words.safetensors"
 _WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
@@ -146,7 +146,7 @@ def load_words(path: Path, device: torch.device | str = "cpu") -> WordEncoder:
         encoder.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: not a word encoder ({str(error).splitlines()[0]}), expected the "
+            f"{path}: not a word encoder ({one_line(error, named=False)}), expected the "
             f"*{SUFFIX} file that came with the checkpoint"
         ) from error
     return encoder.to(device).eval().requires_grad_(False)

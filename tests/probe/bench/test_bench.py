@@ -168,7 +168,7 @@ def test_a_contender_that_fails_stops_nobody_else(
     assert ran.exit_code == 0, ran.output
     part = json.loads(target.read_text())["batches"][0]
     assert list(part["runs"]) == ["exact", "cfg-off"] and "same_ids_as_published" not in part
-    assert part["failed"] == {"published": "OutOfMemoryError: CUDA out of memory"}
+    assert part["failed"] == {"published": "OutOfMemoryError: CUDA out of memory more"}
     assert "published failed: OutOfMemoryError" in ran.output
 
 

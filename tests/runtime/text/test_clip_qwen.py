@@ -126,5 +126,5 @@ def test_what_is_missing_is_named(encoder, extra, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(
         sys.modules, "transformers", SimpleNamespace(**dict.fromkeys(names, Absent))
     )
-    with pytest.raises(CheckpointError, match=r"that can be loaded \(no such folder\)"):
+    with pytest.raises(CheckpointError, match=r"that can be loaded \(no such folder more\)"):
         encoder().encode(["one"])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from stagevar_probe.cli import cli
+from stagevar_probe.intervals import Interval
+from stagevar_probe.measure.figures import Figures
 from stagevar_probe.metrics import effnet, stlpips
 from stagevar_runtime.families.infinity.blocks import InfinityConfig
 from stagevar_runtime.families.infinity.blocks import Transformer as InfinityTransformer
@@ -226,3 +229,32 @@ def golden(case: str, folder: Path) -> dict:
         [sys.executable, str(script), case, str(folder)], check=True, capture_output=True
     )
     return json.loads((SHARED / "golden" / case / "manifest.json").read_text())
+
+
+def some_figures(**changes: Any) -> Figures:
+    """Figures of a plan that is twice as fast and loses nothing, but for the ``changes``."""
+    nothing = Interval(0.0, 0.0, 0.0)
+    made = Figures(
+        metric="agreement",
+        images=8,
+        batch=2,
+        score=Interval(1.0, 1.0, 1.0),
+        loss=nothing,
+        smooth_loss=nothing,
+        psnr=Interval(30.0, 29.0, 31.0),
+        ssim=Interval(0.9, 0.8, 1.0),
+        transformer_ms=8.0,
+        exact_transformer_ms=16.0,
+        loop_ms=10.0,
+        decode_ms=10.0,
+        total_ms=20.0,
+        exact_loop_ms=20.0,
+        exact_total_ms=30.0,
+        loop_ci95=(9.0, 11.0),
+        total_ci95=(19.0, 21.0),
+        speedup_loop=Interval(2.0, 1.9, 2.1),
+        speedup_total=Interval(1.5, 1.4, 1.6),
+        scale_ms=(1.0, 2.0, 3.0, 4.0),
+        flops=1e6,
+    )
+    return replace(made, **changes)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from stagevar_probe.intervals import bootstrap_mean
+from stagevar_probe.measure.figures import Figures
 from stagevar_probe.measure.measurements import load_measurements
 from stagevar_probe.report import plots
 from stagevar_probe.report.calibration import report_data
-from stagevar_probe.tables import NONE, fidelity, ranged, speed
+from stagevar_probe.tables import NONE, ranged
 from stagevar_runtime.profile import load_profile
 
 from .marked import fill
@@ -69,11 +70,7 @@ def keep_curves(name: str, path: Path) -> None:
         },
         "ranks": [m.model_dump(mode="json", exclude_none=True) for m in profile.measurements],
         "stages": stages.model_dump(mode="json", exclude_none=True),
-        "validation": {
-            plan: figures
-            for plan, figures in measured.validation.items()
-            if isinstance(figures, dict) and "loop_ms" in figures
-        },
+        "validation": {plan: figures.dump() for plan, figures in measured.validation.plans.items()},
         "plans": {
             plan: [step.model_dump(mode="json", exclude_defaults=True) for step in made.steps]
             for plan, made in profile.plans.items()
@@ -122,16 +119,16 @@ def evaluation_table(found: Mapping[str, Any]) -> str:
         f"|---|---|---|---|---|---|---|---|---|---|{'---|' * len(beside)}",
     ]
     for row in rows:
-        same = row["name"] == "exact"
+        same, figures = row["name"] == "exact", Figures.parse(row)
         cells = (
             row["name"],
-            *speed(row, "x"),
+            *figures.speed_cells("x"),
             ranged(row["passed"]),
             *(ranged(row["beside"][head]) for head in beside),
             NONE if same else ranged(row["passed_loss"], "+.4f"),
             f"{row['kid']:.2f}" if "kid" in row else NONE,
             NONE if same or "kid" not in row else ranged(row["kid_loss"], "+.2f"),
-            *([NONE, NONE] if same else fidelity(row, " dB")),
+            *([NONE, NONE] if same else figures.fidelity_cells(" dB")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -153,7 +150,7 @@ def keep_race(path: Path) -> None:
     names = ("weights", "dtype", "hardware", "metric", "sampling")
     kept = {
         "job": {name: measured.job[name] for name in names},
-        "attempts": measured.validation["attempts"],
+        "attempts": [attempt.dump() for attempt in measured.validation.attempts],
     }
     RACE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial as bind
@@ -26,6 +26,7 @@ from ..datasets.inputs import Inputs
 from ..files import write_whole
 from ..measure.chunk import measure_chunk
 from ..measure.costs import Costs, measure_costs, time_generation
+from ..measure.figures import Figures
 from ..measure.hardware import hardware, peak_memory_mb
 from ..measure.interventions import (
     PUBLISHED,
@@ -36,15 +37,16 @@ from ..measure.interventions import (
     possible,
 )
 from ..measure.measurements import Measurements, write_json
+from ..measure.validation import Attempt, Validation
 from ..metrics.protocol import Quality
 from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from ..progress import meter
-from ..solve.build import problem_from, steps_of
+from ..solve.build import frontier_point, problem_from, steps_of
 from ..solve.candidates import CONTROL, cooler, cooler_helps, field, shortlist, stop_early
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import BUDGETS, Target
-from ..validate.run import EXACT, Batch, observe_batch, summarise, warm_up
+from ..validate.run import EXACT, dump_batch, observe_batch, parse_batch, summarise, warm_up
 from .processes import ALONE, Processes
 from .profile import build_profile
 from .resume import ResumableWork
@@ -109,8 +111,8 @@ class Outputs:
         return self.profile.with_name(f".{self.profile.name}.partial")
 
 
-Proof = tuple[dict[str, tuple[PlanStep, ...]], dict[str, Any], list[dict[str, Any]]]
-"""Plans by name, their held-out figures, and what was tried on the way."""
+Proof = tuple[dict[str, tuple[PlanStep, ...]], Validation]
+"""Plans by name, and what was found of them on held-out inputs and tried on the way."""
 
 
 class CalibrationJob:
@@ -249,22 +251,19 @@ class CalibrationJob:
         self._open(resume)
         measured = self._measured()
         measured.costs = self._costs()
-        frontier_rows = [
-            solution_row(s, measured)
-            for s in frontier(problem_from(measured, self.settings.max_loss))
-        ]
+        best = frontier(problem_from(measured, self.settings.max_loss))
         prove = self._meet if self.target.by_speed else self._race
-        plans, figures, attempts = prove(measured)
-        measured.validation = figures | {
-            "attempts": attempts,
-            "frontier": frontier_rows,
-            "not_monotone": disagreements(measured),
-        }
+        plans, found = prove(measured)
+        measured.validation = replace(
+            found,
+            frontier=tuple(frontier_point(s, measured) for s in best),
+            not_monotone=tuple(disagreements(measured)),
+        )
         profile = build_profile(
             measured,
             plans,
             self.target.max_loss,
-            self.target.met(figures["balanced"]),
+            self.target.met(found.plans["balanced"]),
             stagevar_runtime.__version__,
             datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             self.target,
@@ -389,17 +388,14 @@ class CalibrationJob:
             "race",
             bind(stop_early, max_loss=self.settings.max_loss),
         )
-        images = max(figures["images"] for figures in raced.values())
-        stayed = [c for c in candidates if raced[c.name]["images"] == images]
+        images = max(figures.images for figures in raced.values())
+        stayed = [c for c in candidates if raced[c.name].images == images]
         logger.info("%d of %d candidates ran to the end", len(stayed), len(candidates))
         order = shortlist(stayed, raced, self.settings.max_loss)
         order["balanced"] = order["balanced"][: TRIALS - 1]
         ran = [(CONTROL, 0.0, tried, control)]
         ran += [(c.name, c.loss, raced[c.name], c.steps) for c in candidates]
-        attempts = [
-            {"plan": name, "predicted": loss, "figures": figures, "steps": _said(steps)}
-            for name, loss, figures, steps in ran
-        ]
+        attempts = [Attempt(steps, loss, figures, name) for name, loss, figures, steps in ran]
         for trial in range(TRIALS):
             chosen = {name: kept[0].steps if kept else () for name, kept in order.items()}
             figures = self._validate(
@@ -407,13 +403,13 @@ class CalibrationJob:
             )
             logger.info(
                 "balanced on held-out inputs: loss %.4f [%.4f, %.4f], loop %.2fx",
-                *figures["balanced"]["loss"],
-                figures["balanced"]["exact_loop_ms"] / figures["balanced"]["loop_ms"],
+                *figures["balanced"].loss,
+                figures["balanced"].exact_loop_ms / figures["balanced"].loop_ms,
             )
             if self.target.met(figures["balanced"]) or not order["balanced"]:
                 break
             order["balanced"] = order["balanced"][1:]  # in the end none: the exact path
-        return chosen, figures | {"trials": trial + 1}, attempts
+        return chosen, Validation(figures, tuple(attempts), trials=trial + 1)
 
     def _fresh(self, number: int, count: int) -> Inputs:
         """The first held-out items with seeds of their own; number 0: as they are."""
@@ -427,7 +423,7 @@ class CalibrationJob:
         """The least loss at the speed that was asked for, chosen again while it is too slow."""
         problem = problem_from(measured, self.settings.max_loss)
         assert measured.costs is not None
-        attempts: list[dict[str, Any]] = []
+        attempts: list[Attempt] = []
         half = max(self.settings.batch, len(self.held_out) // 2)
         factor = 1.0
         solutions: dict[str, Solution] = {}
@@ -439,12 +435,13 @@ class CalibrationJob:
             figures = self._validate(
                 {"balanced": steps}, fresh, f"checking plan {attempt + 1}", f"attempt-{attempt}"
             )["balanced"]
-            attempts.append({"predicted": balanced.loss, "figures": figures, "steps": _said(steps)})
+            attempts.append(Attempt(steps, balanced.loss, figures))
             if self.target.met(figures) or not balanced.feasible:
                 break
             factor = self.target.harder(figures, factor)
         plans = {name: steps_of(solution, measured) for name, solution in solutions.items()}
-        return plans, self._validate(plans, self.held_out, "held out", "final"), attempts
+        found = self._validate(plans, self.held_out, "held out", "final")
+        return plans, Validation(found, tuple(attempts))
 
     def _compiled(self, steps: Sequence[PlanStep]) -> Plan:
         return compile_plan(steps, self.model.info, self.model.scales(), self.sampling)
@@ -455,8 +452,8 @@ class CalibrationJob:
         inputs: Inputs,
         label: str,
         name: str,
-        stop_early: Callable[[Mapping[str, Any]], bool] | None = None,
-    ) -> dict[str, Any]:
+        stop_early: Callable[[Figures], bool] | None = None,
+    ) -> dict[str, Figures]:
         """Figures of plans beside exact, batch by batch: pieces ``name-00000.json`` and on.
 
         ``hopeless``: says of a plan's figures, after a share of the batches, whether it is given
@@ -469,40 +466,27 @@ class CalibrationJob:
         parts = [inputs.chunk(begin, size) for begin in range(0, len(inputs), size)]
         warm: list[bool] = []
 
-        def observe(part: Inputs) -> Batch:
+        def observe(part: Inputs) -> dict[str, Any]:
             if not warm:
                 first = {EXACT: compiled[EXACT]} if stop_early else compiled
                 warm_up(self.model, parts[0], first, self.sampling)
                 warm.append(True)
-            return observe_batch(self.model, part, compiled, self.sampling, self.quality)
+            seen = observe_batch(self.model, part, compiled, self.sampling, self.quality)
+            return dump_batch(seen)
 
         pieces = [(f"{name}-{i:05d}.json", bind(observe, part)) for i, part in enumerate(parts)]
         trial = math.ceil(len(pieces) * PROBATION) if stop_early else 0
-        given_up: dict[str, Any] = {}
+        given_up: dict[str, Figures] = {}
         with meter(label, len(inputs), self.settings.quiet) as tick:
-            seen = self.partial.each(pieces[:trial], 0, tick, size)
+            seen = list(map(parse_batch, self.partial.each(pieces[:trial], 0, tick, size)))
             if stop_early:
                 early = summarise(self.model, compiled, seen, self.quality)
                 given_up = {n: f for n, f in early.items() if n != EXACT and stop_early(f)}
                 compiled = {n: plan for n, plan in compiled.items() if n not in given_up}
-            seen += self.partial.each(pieces[trial:], trial, tick, size)
+            seen += map(parse_batch, self.partial.each(pieces[trial:], trial, tick, size))
         return given_up | summarise(self.model, compiled, seen, self.quality)
 
     def _report(self, measured: Measurements, profile: Profile) -> None:
         from ..report.calibration import write_story
 
         write_story(self.outputs.report, measured, profile, self.pipeline, self.held_out)
-
-
-def solution_row(solution: Solution, measured: Measurements) -> dict[str, Any]:
-    """One point of the frontier, JSON-ready."""
-    return {
-        "ms": solution.ms,
-        "loss": solution.loss,
-        "speedup": solution.speedup,
-        "steps": _said(steps_of(solution, measured)),
-    }
-
-
-def _said(steps: Sequence[PlanStep]) -> list[dict[str, Any]]:
-    return [step.model_dump(mode="json", exclude_defaults=True) for step in steps]

@@ -25,6 +25,7 @@ from stagevar_runtime.profile import (
 )
 
 from ..intervals import mean_interval
+from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from ..observe.rank import ratio_name
@@ -101,18 +102,18 @@ def estimate(values: Any) -> Estimate:
     return Estimate(value=mean, ci95=(low, high))
 
 
-def expected_of(figures: Mapping[str, Any]) -> Expected:
+def expected_of(figures: Figures) -> Expected:
     """A plan's held-out figures in the profile's words."""
     return Expected(
-        metric=figures["metric"],
-        loss=figures["loss"][0],
-        loss_ci95=(figures["loss"][1], figures["loss"][2]),
-        speedup_loop=figures["exact_loop_ms"] / figures["loop_ms"],
-        speedup_total=figures["exact_total_ms"] / figures["total_ms"],
-        ms_loop=figures["loop_ms"],
-        ms_total=figures["total_ms"],
-        batch=figures["batch"],
-        images=figures["images"],
+        metric=figures.metric,
+        loss=figures.loss.mean,
+        loss_ci95=(figures.loss.low, figures.loss.high),
+        speedup_loop=figures.exact_loop_ms / figures.loop_ms,
+        speedup_total=figures.exact_total_ms / figures.total_ms,
+        ms_loop=figures.loop_ms,
+        ms_total=figures.total_ms,
+        batch=figures.batch,
+        images=figures.images,
     )
 
 
@@ -182,8 +183,8 @@ def build_profile(
         plans={
             name: PlanEntry(
                 steps=steps,
-                expected=expected_of(measured.validation[name])
-                if name in measured.validation
+                expected=expected_of(measured.validation.plans[name])
+                if name in measured.validation.plans
                 else None,
             )
             for name, steps in plans.items()

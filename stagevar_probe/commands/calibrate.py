@@ -154,7 +154,7 @@ def run(checkpoint: Path, job: CalibrationJob, resume: bool) -> tuple[dict[str, 
     )
     profile = job.run(resume)
     assert profile.target is not None
-    figures = load_measurements(job.outputs.measurements).validation
+    figures = load_measurements(job.outputs.measurements).validation.plans
     shown = {name: figures[name] for name in (EXACT, *profile.plans)}
     result = {
         "profile": str(job.outputs.profile),
@@ -163,7 +163,7 @@ def run(checkpoint: Path, job: CalibrationJob, resume: bool) -> tuple[dict[str, 
         **({"bases": str(job.outputs.bases)} if job.outputs.bases.exists() else {}),
         "satisfied": profile.target.satisfied,
         "max_loss": profile.target.max_loss,
-        "plans": shown,
+        "plans": {name: found.dump() for name, found in shown.items()},
     }
     verdict = "met" if profile.target.satisfied else "NOT met"
     text = [

@@ -162,7 +162,7 @@ def write(found: Evaluation, job: dict[str, Any], page: Path, printer: Printer) 
         "job": job,
         "ceiling": found.ceiling,
         "rows": [
-            {"name": entry.name, "kind": entry.kind, **found.figures[entry.name]}
+            {"name": entry.name, "kind": entry.kind, **found.figures[entry.name].dump()}
             for entry in found.lineup.entries
         ],
         "left_out": dict(found.lineup.left_out),

@@ -14,12 +14,12 @@ import stagevar_runtime
 from stagevar_runtime.options.low_rank import Bases, bases_path
 from stagevar_runtime.profile import write_profile
 
-from ..calibrate.job import solution_row
 from ..calibrate.profile import build_profile
 from ..files import check_writable, stem_of, write_whole
 from ..measure.measurements import Measurements, load_measurements
+from ..measure.validation import Validation
 from ..observe.pca import measured_ranks, without_bases
-from ..solve.build import problem_from, steps_of
+from ..solve.build import frontier_point, problem_from, steps_of
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import Target
@@ -54,8 +54,8 @@ def solve(measurements: Path, asked: TargetOptions, output: Path | None, printer
         "max_ms": target.max_ms,
         "feasible": found["balanced"].feasible,
         "predicted": True,
-        "plans": {name: solution_row(s, measured) for name, s in found.items()},
-        "frontier": [solution_row(s, measured) for s in frontier(problem)],
+        "plans": {name: frontier_point(s, measured).dump() for name, s in found.items()},
+        "frontier": [frontier_point(s, measured).dump() for s in frontier(problem)],
         "not_monotone": disagreements(measured),
     }
     lines = [f"{target.description(job['metric'])}; losses are predictions"]
@@ -86,7 +86,7 @@ def write_plans(
     """Write a profile that was not validated, and the directions it needs where they are not in
     ``beside``, where the measurements' own are."""
     profile = build_profile(
-        replace(measured, validation={}),
+        replace(measured, validation=Validation()),
         {name: steps_of(s, measured) for name, s in found.items()},
         target.max_loss,
         False,

@@ -67,7 +67,12 @@ def validate(
     target = target_of(profile, quality)
     name = profile.default_plan if profile.default_plan in figures else chosen[0]
     met = target.met(figures[name])
-    result = {"satisfied": met, "plan": name, "max_loss": target.max_loss, "plans": figures}
+    result = {
+        "satisfied": met,
+        "plan": name,
+        "max_loss": target.max_loss,
+        "plans": {plan: found.dump() for plan, found in figures.items()},
+    }
     verdict = f"{name}: {target.description(quality.name)}: {'met' if met else 'NOT met'}"
     printer.show(result, figures_table(figures), verdict)
     return 0 if met else 5

@@ -19,6 +19,7 @@ from stagevar_runtime.profile import Profile
 from ..calibrate.profile import ALPHA, group_means
 from ..datasets.inputs import Inputs
 from ..measure.chunk import measure_chunk
+from ..measure.figures import Figures
 from ..measure.interventions import default_space
 from ..measure.measurements import Measurements
 from ..metrics.perceptual import UNLIKENESS
@@ -57,7 +58,7 @@ class Comparison:
     ``curves``: measurements of the exact path at the asked guidance and at another."""
 
     lineup: Rows
-    figures: dict[str, dict[str, Any]]
+    figures: dict[str, Figures]
     seen: list[Batch]
     quality: Quality
     curves: dict[str, Measurements]
@@ -189,13 +190,13 @@ def _mean_ranks(measured: Measurements) -> dict[int, Sequence[float]]:
     return ranks
 
 
-def pareto(figures: Mapping[str, Mapping[str, Any]], loss: str = "loss") -> set[str]:
+def pareto(figures: Mapping[str, Figures]) -> set[str]:
     """Names that nothing beats in both total time and mean loss."""
-    ordered = sorted(figures, key=lambda n: (figures[n]["total_ms"], figures[n][loss][0]))
+    ordered = sorted(figures, key=lambda n: (figures[n].total_ms, figures[n].loss.mean))
     best, out = float("inf"), set()
     for name in ordered:
-        if figures[name][loss][0] < best:
-            best = figures[name][loss][0]
+        if figures[name].loss.mean < best:
+            best = figures[name].loss.mean
             out.add(name)
     return out
 
@@ -206,7 +207,7 @@ def disturbance(found: Comparison) -> float:
     The exact path takes as long at any guidance; 1.0 is perfect.
     """
     same = [e.name for e in found.lineup.entries if e.kind in (EXACT, "guidance")]
-    times = [found.figures[name]["loop_ms"] for name in same]
+    times = [found.figures[name].loop_ms for name in same]
     return max(times) / max(min(times), 1e-9)
 
 
@@ -220,7 +221,7 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
             "guidance": entry.guidance,
             "steps": [step.model_dump(mode="json", exclude_defaults=True) for step in entry.steps],
             "pareto": entry.name in front,
-            **found.figures[entry.name],
+            **found.figures[entry.name].dump(),
         }
         for entry in found.lineup.entries
     ]
@@ -260,13 +261,13 @@ def as_csv(found: Comparison) -> str:
 HEAD = ("", "total", "x", "loop", "x", "GFLOP", "score", "loss")
 
 
-def head(f: Mapping[str, Any]) -> list[str]:
+def head(f: Figures) -> list[str]:
     """Names of the columns of :func:`cells`, for these figures."""
-    names = [*HEAD, f.get("kid_name", "KID"), "PSNR", "SSIM"]
-    return [*names, f["perceptual_name"]] if "perceptual" in f else names
+    names = [*HEAD, f.kid_name or "KID", "PSNR", "SSIM"]
+    return [*names, f.perceptual_name] if f.perceptual_name else names
 
 
-def cells(entry: Row, f: Mapping[str, Any], best: bool) -> list[str]:
+def cells(entry: Row, f: Figures, best: bool) -> list[str]:
     """One row of figures as text: values with half widths of their intervals."""
 
     def half(triple: Sequence[float]) -> float:
@@ -275,19 +276,19 @@ def cells(entry: Row, f: Mapping[str, Any], best: bool) -> list[str]:
     same = entry.kind == EXACT
     out = [
         ("* " if best else "  ") + entry.name,
-        f"{f['total_ms']:.1f} ±{half(f['total_ci95']):.1f}",
-        f"{f['speedup_total'][0]:.2f} ±{half(f['speedup_total']):.2f}",
-        f"{f['loop_ms']:.1f} ±{half(f['loop_ci95']):.1f}",
-        f"{f['speedup_loop'][0]:.2f} ±{half(f['speedup_loop']):.2f}",
-        f"{f['flops'] / 1e9:.3g}",
-        f"{f['score'][0]:.4f} ±{half(f['score']):.4f}",
-        "-" if same else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*f["loss"]),
-        f"{f['kid']:.2f} ±{half(f['kid_ci95']):.2f}" if "kid" in f else "-",
-        "-" if same else f"{f['psnr'][0]:.2f} ±{half(f['psnr']):.2f}",
-        "-" if same else f"{f['ssim'][0]:.4f} ±{half(f['ssim']):.4f}",
+        f"{f.total_ms:.1f} ±{half(f.total_ci95):.1f}",
+        f"{f.speedup_total[0]:.2f} ±{half(f.speedup_total):.2f}",
+        f"{f.loop_ms:.1f} ±{half(f.loop_ci95):.1f}",
+        f"{f.speedup_loop[0]:.2f} ±{half(f.speedup_loop):.2f}",
+        f"{f.flops / 1e9:.3g}",
+        f"{f.score[0]:.4f} ±{half(f.score):.4f}",
+        "-" if same else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*f.loss),
+        f"{f.kid:.2f} ±{half(f.kid_ci95):.2f}" if f.kid_ci95 else "-",
+        "-" if same else f"{f.psnr[0]:.2f} ±{half(f.psnr):.2f}",
+        "-" if same else f"{f.ssim[0]:.4f} ±{half(f.ssim):.4f}",
     ]
-    if "perceptual" in f:
-        out.append("-" if same else f"{f['perceptual'][0]:.4f} ±{half(f['perceptual']):.4f}")
+    if f.perceptual is not None:
+        out.append("-" if same else f"{f.perceptual[0]:.4f} ±{half(f.perceptual):.4f}")
     return out
 
 

@@ -61,9 +61,9 @@ def about_branches(look: PairedRows) -> Finding | None:
     for row in rows:
         f = look.found.figures[row.name]
         cool = ", cooler" if row.facts["cool"] else ""
-        kid = f"{f['kid']:.2f}" if "kid" in f else "-"
-        line = [row.facts["branch"], f"{row.facts['schedule']}{cool}", say(f["smooth_loss"])]
-        table.append([*line, kid, f"{f['psnr'][0]:.1f}"])
+        kid = f"{f.kid:.2f}" if f.kid is not None else "-"
+        line = [row.facts["branch"], f"{row.facts['schedule']}{cool}", say(f.smooth_loss)]
+        table.append([*line, kid, f"{f.psnr[0]:.1f}"])
     retuned = [row.name for row in look.of_kind("guidance")]
     baseline = min([EXACT, *retuned], key=lambda name: look.loss(name)[even].mean())
     numbers: dict[str, Any] = {"scale": start, "branches": {}, "best_exact": baseline}
@@ -126,7 +126,7 @@ def about_selection(look: PairedRows) -> Finding | None:
             "restorers_db": _averages(look, own, "restore"),
         }
         if look.found.quality.reference is not None:
-            lowest = min(own, key=lambda row: look.found.figures[row.name]["kid"])
+            lowest = min(own, key=lambda row: look.found.figures[row.name].kid or 0.0)
             case["lowest_kid"] = combination(lowest)
         numbers["cases"].append(case)
         parts.append(
@@ -135,9 +135,9 @@ def about_selection(look: PairedRows) -> Finding | None:
         )
         for row in ranked:
             f = look.found.figures[row.name]
-            kid = f"{f['kid']:.2f}" if "kid" in f else "-"
-            line = [where, combination(row), say(f["psnr"], 2), kid, say(f["smooth_loss"])]
-            table.append([*line, f"{f['loop_ms']:.1f}"])
+            kid = f"{f.kid:.2f}" if f.kid is not None else "-"
+            line = [where, combination(row), say(f.psnr, 2), kid, say(f.smooth_loss)]
+            table.append([*line, f"{f.loop_ms:.1f}"])
     sentence = f"At equal kept tokens the closest to exact are: {'; '.join(parts)}."
     cost = _at_equal_cost(look, rows)
     if cost is not None:
@@ -153,7 +153,7 @@ def about_selection(look: PairedRows) -> Finding | None:
 def _averages(look: PairedRows, rows: Sequence[Row], what: str) -> dict[str, float]:
     names: dict[str, list[float]] = {}
     for row in rows:
-        names.setdefault(row.facts[what], []).append(look.found.figures[row.name]["psnr"][0])
+        names.setdefault(row.facts[what], []).append(look.found.figures[row.name].psnr[0])
     found = {name: float(np.mean(values)) for name, values in names.items()}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -164,10 +164,10 @@ def _at_equal_cost(look: PairedRows, rows: Sequence[Row]) -> dict[str, Any] | No
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in last:
         f = look.found.figures[row.name]
-        lines.setdefault(combination(row), []).append((f["loop_ms"], f["psnr"][0]))
+        lines.setdefault(combination(row), []).append((f.loop_ms, f.psnr[0]))
     if not last or max(map(len, lines.values())) < 2:
         return None
-    target = float(np.median([look.found.figures[row.name]["loop_ms"] for row in last]))
+    target = float(np.median([look.found.figures[row.name].loop_ms for row in last]))
     at = {}
     for name, points in lines.items():
         ms, db = zip(*sorted(points), strict=True)

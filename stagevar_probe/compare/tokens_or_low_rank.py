@@ -30,11 +30,11 @@ def about_axes(look: PairedRows) -> Finding | None:
     said = []
     for row in rows:
         figures = look.found.figures[row.name]
-        ms = figures["loop_ms"]
+        ms = figures.loop_ms
         case: dict[str, Any] = {"loop_ms": ms}
         lines = _lines(look, row.facts["scales"])
         known = {name: at for name, line in lines.items() if (at := _at(ms, line))}
-        if figures["speedup_loop"][1] <= 1:
+        if figures.speedup_loop[1] <= 1:
             case["why_not"] = "is not shown to be faster than the exact path"
         elif not known:
             case["why_not"] = "takes less time than every token option tried"
@@ -74,15 +74,15 @@ def _error(look: PairedRows, name: str) -> Array:
 def _lines(look: PairedRows, scales: Sequence[int]) -> dict[str, Line]:
     """Every selector and restorer at these scales, up to the exact path."""
     nothing = np.zeros(len(look.values(EXACT, "psnr")))
-    end = look.found.figures[EXACT]["loop_ms"]
+    end = look.found.figures[EXACT].loop_ms
     groups: dict[str, list[Row]] = {}
     for row in look.of_kind("tokens"):
-        if row.facts["scales"] == scales and look.found.figures[row.name]["loop_ms"] < end:
+        if row.facts["scales"] == scales and look.found.figures[row.name].loop_ms < end:
             groups.setdefault(combination(row), []).append(row)
     lines = {}
     for name, rows in groups.items():
         points = [
-            (look.found.figures[r.name]["loop_ms"], _error(look, r.name), look.loss(r.name))
+            (look.found.figures[r.name].loop_ms, _error(look, r.name), look.loss(r.name))
             for r in rows
         ]
         lines[name] = sorted([*points, (end, nothing, nothing)], key=lambda point: point[0])

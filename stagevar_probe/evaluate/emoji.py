@@ -14,7 +14,7 @@ from stagevar_runtime.errors import CalibrationError
 from ..datasets.archive import HELD_OUT, HELD_OUT_CONCEPT, HELD_OUT_PAIR, TRAIN, Archive
 from ..intervals import binomial_interval
 from ..metrics.retrieval import Retrieval
-from .suite import Figures, Kind, Suite
+from .suite import Kind, Rates, Suite
 
 FIRST = 5
 KINDS = (
@@ -88,7 +88,7 @@ def ask(archive: Archive, kinds: Sequence[Kind], count: int, seed: int) -> list[
     return out
 
 
-def bounds(metric: Retrieval) -> Figures:
+def bounds(metric: Retrieval) -> Rates:
     """How held-out prompts are answered by real pictures of another style, and by chance."""
     pictures, rng = metric.archive.pictures, random.Random("emoji other style")
     drawn: dict[str, list[int]] = {}
@@ -103,7 +103,7 @@ def bounds(metric: Retrieval) -> Figures:
     sizes = [
         len(metric.galleries[picture.style].concepts) for picture in metric.archive.of(*HELD_OUT)
     ]
-    found: Figures = {}
+    found: Rates = {}
     for first, ending in ((1, ""), (FIRST, f" R@{FIRST}")):
         if queries:
             right = metric.within(metric.real_features[queries], prompts, first)

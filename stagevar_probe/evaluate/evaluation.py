@@ -21,15 +21,16 @@ from stagevar_runtime.profile import Profile
 
 from ..compare.grid import lineup, presets_and_plans
 from ..datasets.inputs import HELD_OUT_SEED, Encode, Inputs
-from ..intervals import binomial_interval, mean_interval, paired_loss
+from ..intervals import Interval, binomial_interval, mean_interval, paired_loss
+from ..measure.figures import Figures
 from ..metrics.images import nearest_distance
 from ..metrics.protocol import Quality
 from ..progress import meter
 from ..solve.candidates import CONTROL, cooler
-from ..tables import NONE, columns, fidelity, ranged, speed
+from ..tables import NONE, columns, ranged
 from ..validate.rows import EXACT, Row, Rows
 from ..validate.run import Batch, observe_batch, per_image, summarise, warm_up
-from .suite import Figures, Suite
+from .suite import Rates, Suite
 
 LOOKED = 128  # images whose perceptual distance to exact is measured: it is slow
 STRIP = 14  # pictures kept of every row: two of each kind
@@ -37,17 +38,27 @@ CEILING = 300  # real pictures that the tokenizer encodes and decodes
 UNGUIDED = "no guidance"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SuiteFigures(Figures):
+    """Figures of a row, with what the suite says of it: ``passed`` and ``passed_loss`` (overall),
+    by ``kinds``, ``beside`` where the suite scores more and, where features were given, the
+    distance to the ``nearest`` training picture."""
+
+    passed: Interval
+    passed_loss: Interval
+    kinds: Mapping[str, Interval]
+    beside: Mapping[str, Interval] = field(default_factory=dict)
+    nearest: Interval | None = None
+
+
 @dataclass
 class Evaluation:
-    """What was found. ``figures`` as of :func:`~stagevar_probe.validate.run.summarise`, with
-    ``passed`` and ``passed_loss`` (overall), ``kinds``, ``beside`` where the suite scores more
-    and, where features were given, ``nearest`` training picture. ``ceiling``: pass rates of real
-    pictures and reconstructions."""
+    """What was found. ``ceiling``: pass rates of real pictures and reconstructions."""
 
     suite: Suite
     lineup: Rows
-    figures: dict[str, dict[str, Any]]
-    ceiling: Figures
+    figures: dict[str, SuiteFigures]
+    ceiling: Rates
     quality: Quality
     strips: dict[str, Tensor] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
@@ -111,16 +122,22 @@ def run_suite(
             near = begin < LOOKED
             seen.append(observe_batch(model, part, plans, sampling, quality, visit, near))
             tick(len(part))
-    figures = summarise(model, plans, seen, quality)
+    plain = summarise(model, plans, seen, quality)
+    figures: dict[str, SuiteFigures] = {}
     ceiling = tokenizer_ceiling(model, suite, quality, inputs.chunk(0, 1))
     training = None if quality.reference is None else suite.training().float()
     if training is not None and quality.reference is not None:
         nearest = nearest_distance(quality.reference.float(), training)
         ceiling["nearest_real"] = list(mean_interval(nearest))
     for name in plans:
-        figures[name] |= _rates(seen, name, suite, kinds, inputs)
+        near_training = None
         if training is not None:
-            figures[name]["nearest"] = _nearest(seen, name, suite, kinds, training)
+            near_training = _nearest(seen, name, suite, kinds, training)
+        figures[name] = SuiteFigures(
+            **vars(plain[name]),
+            **_rates(seen, name, suite, kinds, inputs),
+            nearest=near_training,
+        )
     pictures = {name: torch.cat(kept)[:STRIP] for name, kept in strips.items()}
     for name, first in made.same.items():
         figures[name], pictures[name] = figures[first], pictures[first]
@@ -137,7 +154,7 @@ def _rates(
     counted = np.any([own[kind.name] for kind in suite.kinds if kind.counted], 0)
     out: dict[str, Any] = {
         "passed": _rate(mine[counted]),
-        "passed_loss": list(paired_loss(exact[counted], mine[counted])),
+        "passed_loss": paired_loss(exact[counted], mine[counted]),
         "kinds": {kind: _rate(mine[mask]) for kind, mask in own.items() if mask.any()},
     }
     prompts = [str(item) for item in inputs.items]
@@ -148,24 +165,24 @@ def _rates(
     return out
 
 
-def _rate(passes: NDArray[Any]) -> list[float]:
-    return list(binomial_interval(round(float(passes.sum())), len(passes)))
+def _rate(passes: NDArray[Any]) -> Interval:
+    return binomial_interval(round(float(passes.sum())), len(passes))
 
 
 def _nearest(
     seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], training: Tensor
-) -> list[float]:
+) -> Interval:
     """Distance to the nearest training picture, of pictures for prompts it was not trained on."""
     held_out = {kind.name for kind in suite.kinds if kind.held_out}
     mask = np.array([kind in held_out for kind in kinds])
     features = torch.from_numpy(per_image(seen, name, "features")[mask]).float()
-    return list(mean_interval(nearest_distance(features, training)))
+    return mean_interval(nearest_distance(features, training))
 
 
 @torch.inference_mode()
 def tokenizer_ceiling(
     model: ScaleModel, suite: Suite, quality: Quality, one: Inputs, batch: int = 20
-) -> Figures:
+) -> Rates:
     """Pass rates of real pictures as they are, and encoded and decoded by the tokenizer; and what
     else bounds the suite."""
     encodes = hasattr(getattr(model, "tokenizer", None), "encode")
@@ -173,7 +190,7 @@ def tokenizer_ceiling(
     shown = {"real": real}
     if encodes:
         shown["rebuilt"] = torch.cat([rebuild(model, part, one) for part in real.split(batch)])
-    out: Figures = {}
+    out: Rates = {}
     for name, images in shown.items():
         out[name] = _rate(quality.score(images, prompts, real).numpy())
         for head, score in suite.beside.items():
@@ -208,22 +225,22 @@ def as_table(found: Evaluation) -> str:
 def table(found: Evaluation) -> list[list[str]]:
     """Header and rows as text."""
     exact, suite = found.figures[EXACT], found.suite
-    looked = exact.get("perceptual_name", "1 - SSIM")
+    looked = exact.perceptual_name or "1 - SSIM"
     head = ["", "ms", "x", "loop x", suite.passes, "lost", *suite.beside]
     head += [*(kind.short for kind in suite.kinds), found.quality.features.kid, looked, "PSNR"]
     entries = found.lineup.entries
     return [head, *(_cells(entry, found.figures[entry.name], suite) for entry in entries)]
 
 
-def _cells(entry: Row, f: Mapping[str, Any], suite: Suite) -> list[str]:
+def _cells(entry: Row, f: SuiteFigures, suite: Suite) -> list[str]:
     same, kinds = entry.name == EXACT, [kind.name for kind in suite.kinds]
     return [
         entry.name,
-        *speed(f),
-        ranged(f["passed"]),
-        NONE if same else ranged(f["passed_loss"], "+.3f"),
-        *(ranged(f["beside"][head]) for head in suite.beside),
-        *(f"{f['kinds'][kind][0]:.2f}" if kind in f["kinds"] else NONE for kind in kinds),
-        ranged((f["kid"], *f["kid_ci95"]), ".2f") if "kid" in f else NONE,
-        *([NONE, NONE] if same else fidelity(f)),
+        *f.speed_cells(),
+        ranged(f.passed),
+        NONE if same else ranged(f.passed_loss, "+.3f"),
+        *(ranged(f.beside[head]) for head in suite.beside),
+        *(f"{f.kinds[kind][0]:.2f}" if kind in f.kinds else NONE for kind in kinds),
+        ranged((f.kid or 0.0, *f.kid_ci95), ".2f") if f.kid_ci95 else NONE,
+        *([NONE, NONE] if same else f.fidelity_cells()),
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..metrics.protocol import Quality
 
-Figures = dict[str, list[float]]  # a value with its interval, by name
+Rates = dict[str, Sequence[float]]  # a value with its interval, by name
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ class Suite:
     made: str = "real"
     source: str | None = None
     beside: Mapping[str, Callable[[Tensor, Sequence[str]], Tensor]] = field(default_factory=dict)
-    bounds: Callable[[], Figures] = dict
+    bounds: Callable[[], Rates] = dict
     description: Mapping[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stagevar_runtime.profile import FeatureOption, TokenOption
 from ..files import write_whole
 from .costs import Costs
 from .interventions import Intervention, SearchSpace
+from .validation import Validation
 
 VERSION = 1
 KIND = "stagevar-measurements"
@@ -53,7 +54,7 @@ class Measurements:
     low: list[list[float]] = field(default_factory=list)
     high: list[list[float]] = field(default_factory=list)
     costs: Costs | None = None
-    validation: dict[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Append what :func:`~.chunk.measure_chunk` gave of one chunk of images."""
@@ -83,7 +84,9 @@ class Measurements:
 
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
-        out = asdict(self)
+        out = asdict(replace(self, validation=Validation())) | {
+            "validation": self.validation.dump()
+        }
         out["menu"], out["arms"] = out.pop("space"), out.pop("interventions")  # names of version 1
         for kind in ("tokens", "features"):
             options = getattr(self.space, kind)
@@ -149,9 +152,10 @@ class Measurements:
                     name: data[name]
                     for name in (
                         *("smooth", "score", "psnr", "ranks", "semantic"),
-                        *("structural", "low", "high", "validation"),
+                        *("structural", "low", "high"),
                     )
                 },
+                validation=Validation.parse(data["validation"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{source}: damaged measurements ({one_line(error)})") from error

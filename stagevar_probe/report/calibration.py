@@ -16,6 +16,7 @@ from stagevar_runtime.profile import Profile, TargetResult
 from ..calibrate.profile import ALPHA, group_means
 from ..datasets.inputs import Inputs
 from ..intervals import bootstrap_mean
+from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from ..observe.rank import ratio_name
@@ -45,7 +46,7 @@ def report_data(
     """Everything the report shows."""
     job = measured.job
     names = [f"{h}x{w}" for h, w, _ in job["scales"]]
-    best = measured.validation.get("balanced")
+    best = measured.validation.plans.get("balanced")
     target = profile.target
     assert target is not None
     return ReportData(
@@ -77,10 +78,10 @@ def report_data(
     )
 
 
-def _verdict(best: dict[str, Any] | None, target: TargetResult) -> str:
+def _verdict(best: Figures | None, target: TargetResult) -> str:
     if best is None:
         return "Nothing was validated on held-out inputs."
-    loss, low, high = best["loss"]
+    loss, low, high = best.loss
     kept = "keeps" if target.satisfied else "misses"
     goal = f"budget of {target.max_loss:g}"
     if target.min_speedup is not None:
@@ -88,31 +89,31 @@ def _verdict(best: dict[str, Any] | None, target: TargetResult) -> str:
     elif target.max_ms is not None:
         goal = f"target of {target.max_ms:g} ms an image"
     distribution = ""
-    if "kid_loss" in best:
-        worse = best["kid_loss"][1] > 0
+    if best.kid_loss is not None:
+        worse = best.significantly_worse
         distribution = (
             f", distribution {'significantly worse' if worse else 'not significantly worse'}"
         )
     return (
         f"The balanced plan {kept} its {goal}: it loses {loss:.4f} "
-        f"[{low:.4f}, {high:.4f}] {best['metric']} on {best['images']} held-out images"
+        f"[{low:.4f}, {high:.4f}] {best.metric} on {best.images} held-out images"
         f"{distribution}."
     )
 
 
-def _headlines(best: dict[str, Any] | None) -> list[Any]:
+def _headlines(best: Figures | None) -> list[Any]:
     if best is None:
         return []
-    network = best["exact_transformer_ms"] / best["transformer_ms"]
-    total = best["exact_total_ms"] / best["total_ms"]
-    detail = f"against the exact path, batch {best['batch']}"
+    network = best.exact_transformer_ms / best.transformer_ms
+    total = best.exact_total_ms / best.total_ms
+    detail = f"against the exact path, batch {best.batch}"
     return [
         {"value": f"{total:.2f}x", "label": "faster end to end", "detail": detail},
         {"value": f"{network:.2f}x", "label": "faster in the transformer", "detail": detail},
         {
-            "value": f"{best['loss'][0]:+.4f}",
-            "label": f"{best['metric']} lost",
-            "detail": f"95 % {best['loss'][1]:+.4f} to {best['loss'][2]:+.4f}",
+            "value": f"{best.loss[0]:+.4f}",
+            "label": f"{best.metric} lost",
+            "detail": f"95 % {best.loss[1]:+.4f} to {best.loss[2]:+.4f}",
         },
     ]
 
@@ -134,21 +135,21 @@ def _plan_rows(measured: Measurements, profile: Profile) -> list[Any]:
     rows = []
     assert profile.target is not None
     for name, plan in {"exact": None, **profile.plans}.items():
-        figures = measured.validation.get(name)
+        figures = measured.validation.plans.get(name)
         if figures is None:
             continue
         rows.append(
             {
                 "name": name,
-                "ms": figures["total_ms"] / figures["batch"],
-                "speedup": figures["exact_total_ms"] / figures["total_ms"],
-                "loss": figures["loss"][0],
-                "low": figures["loss"][1],
-                "high": figures["loss"][2],
-                "satisfied": figures["loss"][0] <= profile.target.max_loss,
-                "summary": f"loop {figures['exact_loop_ms'] / figures['loop_ms']:.2f}x, "
-                f"PSNR to exact {figures['psnr'][0]:.1f} dB"
-                + (f", KID {figures['kid']:.2f}" if "kid" in figures else ""),
+                "ms": figures.total_ms / figures.batch,
+                "speedup": figures.exact_total_ms / figures.total_ms,
+                "loss": figures.loss[0],
+                "low": figures.loss[1],
+                "high": figures.loss[2],
+                "satisfied": figures.loss[0] <= profile.target.max_loss,
+                "summary": f"loop {figures.exact_loop_ms / figures.loop_ms:.2f}x, "
+                f"PSNR to exact {figures.psnr[0]:.1f} dB"
+                + (f", KID {figures.kid:.2f}" if figures.kid is not None else ""),
                 "steps": [_say(step) for step in plan.steps] if plan else ["every scale full"],
             }
         )
@@ -273,8 +274,8 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
             "Where the time goes",
             plots.time_bars(
                 names,
-                {name: [ms / batch for ms in f["scale_ms"]] for name, f in ran.items()},
-                {name: {"decode": f["decode_ms"] / batch} for name, f in ran.items()},
+                {name: [ms / batch for ms in f.scale_ms] for name, f in ran.items()},
+                {name: {"decode": f.decode_ms / batch} for name, f in ran.items()},
             ),
             f"Milliseconds an image, in batches of {batch}, on the held-out inputs.",
         )
@@ -289,19 +290,19 @@ def _frontier(measured: Measurements, profile: Profile) -> str:
     assert measured.costs and profile.target
     batch, decode = measured.costs.batch, measured.costs.decode_ms
     points = [
-        plots.Point((row["ms"] + decode) / batch, row["loss"], row["loss"], row["loss"])
-        for row in measured.validation.get("frontier", ())
+        plots.Point((point.ms + decode) / batch, point.loss, point.loss, point.loss)
+        for point in measured.validation.frontier
     ]
     points += [
-        plots.Point(f["total_ms"] / f["batch"], f["loss"][0], f["loss"][1], f["loss"][2], name)
+        plots.Point(f.total_ms / f.batch, f.loss[0], f.loss[1], f.loss[2], name)
         for name, f in _ran(measured, profile).items()
     ]
     return plots.frontier(points, profile.target.max_loss, f"{measured.job['metric']} lost")
 
 
-def _ran(measured: Measurements, profile: Profile) -> dict[str, dict[str, Any]]:
-    names = ("exact", *profile.plans)
-    return {name: measured.validation[name] for name in names if name in measured.validation}
+def _ran(measured: Measurements, profile: Profile) -> dict[str, Figures]:
+    found = measured.validation.plans
+    return {name: found[name] for name in ("exact", *profile.plans) if name in found}
 
 
 def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None) -> list[Any]:
@@ -358,17 +359,17 @@ def _tables(measured: Measurements, names: list[str]) -> list[Any]:
 
 
 def _notes(measured: Measurements) -> list[str]:
-    attempts = measured.validation.get("attempts", [])
+    attempts = measured.validation.attempts
     notes = [
         "Speed-ups are against this project's own exact path on this device, in the same run.",
         "Losses of single changes do not add up exactly: the plan was run on held-out inputs.",
         "Intervals are 95 %, over images; one that holds zero does not show a difference.",
     ]
-    if any("plan" in attempt for attempt in attempts):
+    if any(attempt.plan for attempt in attempts):
         notes.append(f"{len(attempts)} plans ran side by side on fresh inputs to choose from.")
     elif len(attempts) > 1:
         notes.append(f"The plan was chosen {len(attempts)} times: earlier ones were too slow.")
-    notes += [f"Not monotone: {said}." for said in measured.validation.get("not_monotone", ())]
+    notes += [f"Not monotone: {said}." for said in measured.validation.not_monotone]
     if measured.job["metric"] == "ssim-to-exact":
         notes.append(
             "No scorer is known for this checkpoint: quality is likeness to the exact picture, "

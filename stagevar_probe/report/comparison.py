@@ -30,15 +30,15 @@ def comparison_data(
     fast = [name for name in front if name != EXACT]
     return ReportData(
         title=f"{job['checkpoint']}: every method side by side",
-        subtitle=f"{job['family']}, {len(found.lineup.entries)} rows, {exact['images']} images, "
-        f"batch {exact['batch']}, {job['hardware']['device']} {job['dtype']}",
+        subtitle=f"{job['family']}, {len(found.lineup.entries)} rows, {exact.images} images, "
+        f"batch {exact.batch}, {job['hardware']['device']} {job['dtype']}",
         satisfied=None,
         verdict=f"{len(fast)} of {len(found.lineup.entries) - 1} rows are on the Pareto front of "
-        f"end-to-end time and {exact['metric']} lost: nothing else tried is both faster and "
+        f"end-to-end time and {exact.metric} lost: nothing else tried is both faster and "
         f"better. What lies within intervals of another is not told apart from it.",
         headlines=[],
         facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
-        loss_name=f"{exact['metric']} lost",
+        loss_name=f"{exact.metric} lost",
         plans=[],
         figures=[
             {
@@ -74,10 +74,10 @@ def _plot(found: Comparison, front: set[str]) -> str:
     for entry in found.lineup.entries:
         f = found.figures[entry.name]
         best = entry.name in front
-        ms, (loss, low, high) = f["total_ms"] / f["batch"], f["loss"]
+        ms, (loss, low, high) = f.total_ms / f.batch, f.loss
         name = entry.name if best or entry.kind in ("preset", "plan") else ""
         points[best].append(plots.Point(ms, loss, low, high, name[:28]))
-    loss_name = f"{found.figures[EXACT]['metric']} lost"
+    loss_name = f"{found.figures[EXACT].metric} lost"
     return plots.frontier(points[True], None, loss_name, points[False])
 
 

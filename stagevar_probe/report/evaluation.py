@@ -29,10 +29,10 @@ def ceiling_lines(found: Evaluation) -> list[str]:
         rates = [ranged(ceiling[name])]
         rates += [f"{head} {ranged(ceiling[f'{name} {head}'])}" for head in suite.beside]
         lines.append(said[name].format(", ".join(rates)))
-    if "nearest_real" in ceiling:
-        made = found.figures[EXACT]["nearest"][0]
+    made = found.figures[EXACT].nearest
+    if made and "nearest_real" in ceiling:
         lines.append(
-            f"nearest training picture: {made:.3f} away from a generated one, "
+            f"nearest training picture: {made.mean:.3f} away from a generated one, "
             f"{ceiling['nearest_real'][0]:.3f} from a {suite.made} one never trained on"
         )
     return lines
@@ -45,9 +45,9 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
     best: dict[bool, list[plots.Point]] = {True: [], False: []}
     for entry in found.lineup.entries:
         f = found.figures[entry.name]
-        lost, low, high = f["passed_loss"]
+        lost, low, high = f.passed_loss
         plan = entry.kind in ("plan", EXACT)
-        point = plots.Point(f["total_ms"] / f["batch"], lost, low, high, entry.name[:28])
+        point = plots.Point(f.total_ms / f.batch, lost, low, high, entry.name[:28])
         best[plan].append(point)
     cells = TableData(
         title="Every row",
@@ -58,10 +58,10 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
     )
     return ReportData(
         title=f"{job['checkpoint']}: {job['suite']}",
-        subtitle=f"{exact['images']} images, batch {exact['batch']}, "
+        subtitle=f"{exact.images} images, batch {exact.batch}, "
         f"{job['hardware']['device']} {job['dtype']}",
         satisfied=None,
-        verdict=f"The exact path passes {ranged(exact['passed'])}.",
+        verdict=f"The exact path passes {ranged(exact.passed)}.",
         headlines=[],
         facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
         loss_name="pass rate lost",

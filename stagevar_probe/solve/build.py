@@ -11,6 +11,7 @@ from stagevar_runtime.profile import PlanStep
 
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
+from ..measure.validation import FrontierPoint
 from .isotonic import smoothed
 from .milp import FULL, Problem, Solution
 
@@ -105,3 +106,9 @@ def _without_repeats(steps: list[PlanStep]) -> tuple[PlanStep, ...]:
         if step != PlanStep(scale=step.scale):
             said.append(step)
     return tuple(said)
+
+
+def frontier_point(solution: Solution, measured: Measurements) -> FrontierPoint:
+    """What a solution promises, with the steps it stands for."""
+    steps = steps_of(solution, measured)
+    return FrontierPoint(solution.ms, solution.loss, solution.speedup, steps)

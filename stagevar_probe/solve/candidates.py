@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
 
 from stagevar_runtime.profile import PlanStep
 
+from ..intervals import Interval
+from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from .build import problem_from, steps_of
 from .milp import FULL, Problem, Solution, exact_plan, frontier, least_loss_per_speed, solve
-from .target import BUDGETS, significantly_worse
+from .target import BUDGETS
 
 CAUTION = (0.0, 1.0, 2.0)  # standard errors: the least of many losses is often a lucky one
 LOOSEST = 2.0  # of the loosest budget: sums of losses are often too high
@@ -102,10 +103,11 @@ def cooler(
     return tuple(own[k] for k in sorted(own))
 
 
-def cooler_helps(figures: Mapping[str, Any], max_loss: float) -> bool:
+def cooler_helps(figures: Figures, max_loss: float) -> bool:
     """Whether the exact path sampled cooler is nearer to real pictures, and loses little."""
     share = min(BUDGETS.values())
-    return "kid_loss" in figures and figures["kid_loss"][0] < 0 and keeps(figures, share * max_loss)
+    nearer = figures.kid_loss is not None and figures.kid_loss.mean < 0
+    return nearer and keeps(figures, share * max_loss)
 
 
 def _spread(
@@ -150,29 +152,29 @@ def best_drops(problem: Problem) -> list[Solution]:
     return found
 
 
-def keeps(figures: Mapping[str, Any], budget: float) -> bool:
+def keeps(figures: Figures, budget: float) -> bool:
     """Whether a candidate looks within a budget on fresh inputs.
 
     The mean of the reported loss and of its smooth twin is compared: two views of one quantity,
     of which the second has less noise. The distribution must not be significantly worse.
     """
-    loss = (figures["loss"][0] + figures["smooth_loss"][0]) / 2
-    return loss <= budget and not significantly_worse(figures)
+    loss = (figures.loss.mean + figures.smooth_loss.mean) / 2
+    return loss <= budget and not figures.significantly_worse
 
 
-def stop_early(figures: Mapping[str, Any], max_loss: float) -> bool:
+def stop_early(figures: Figures, max_loss: float) -> bool:
     """Whether a candidate on few inputs is beyond the loosest budget, or worse in distribution."""
 
-    def beyond(interval: Sequence[float], limit: float) -> bool:
-        mean, low, _ = interval
-        return mean - SURE * (mean - low) > limit
+    def beyond(interval: Interval, limit: float) -> bool:
+        return interval.mean - SURE * (interval.mean - interval.low) > limit
 
     loosest = max(BUDGETS.values()) * max_loss
-    return beyond(figures["smooth_loss"], loosest) or beyond(figures.get("kid_loss", (0, 0, 0)), 0)
+    worse = figures.kid_loss is not None and beyond(figures.kid_loss, 0)
+    return worse or beyond(figures.smooth_loss, loosest)
 
 
 def shortlist(
-    candidates: Sequence[Candidate], figures: Mapping[str, Mapping[str, Any]], max_loss: float
+    candidates: Sequence[Candidate], figures: Mapping[str, Figures], max_loss: float
 ) -> dict[str, list[Candidate]]:
     """For every budget the candidates that keep it, fast to slow."""
     return {

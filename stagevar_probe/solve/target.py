@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from stagevar_runtime.errors import CalibrationError
 
 from ..measure.costs import Costs
+from ..measure.figures import Figures
 from .milp import least_loss, solve
 from .problem import Problem, Solution
 
@@ -61,26 +60,26 @@ class Target:
             for name, pace in PACES.items()
         }
 
-    def met(self, figures: Mapping[str, Any]) -> bool:
+    def met(self, figures: Figures) -> bool:
         """Whether held-out figures of a plan reach the goal."""
         if not self.by_speed:
-            return within(figures, self.max_loss)
-        speed = figures["exact_total_ms"] / figures["total_ms"]
+            return figures.within(self.max_loss)
+        speed = figures.exact_total_ms / figures.total_ms
         return (
             speed >= (self.min_speedup or 0.0)
-            and (self.max_ms is None or figures["total_ms"] / figures["batch"] <= self.max_ms)
-            and (not self.loss_asked or within(figures, self.max_loss))
+            and (self.max_ms is None or figures.total_ms / figures.batch <= self.max_ms)
+            and (not self.loss_asked or figures.within(self.max_loss))
         )
 
-    def harder(self, figures: Mapping[str, Any], factor: float) -> float:
+    def harder(self, figures: Figures, factor: float) -> float:
         """The factor to choose again with, after a plan was too slow on fresh inputs."""
         if not self.by_speed:
             return factor
         short = 1.0
         if self.min_speedup is not None:
-            short = self.min_speedup * figures["total_ms"] / figures["exact_total_ms"]
+            short = self.min_speedup * figures.total_ms / figures.exact_total_ms
         if self.max_ms is not None:
-            short = max(short, figures["total_ms"] / figures["batch"] / self.max_ms)
+            short = max(short, figures.total_ms / figures.batch / self.max_ms)
         return factor * min(1.5, max(1.02, short))
 
     def description(self, metric: str) -> str:
@@ -93,13 +92,3 @@ class Target:
         if self.max_ms is not None:
             parts.append(f"at most {self.max_ms:g} ms an image")
         return ", ".join(parts)
-
-
-def significantly_worse(figures: Mapping[str, Any]) -> bool:
-    """Whether the distribution is worse than exact's beyond its 95 % interval."""
-    return "kid_loss" in figures and figures["kid_loss"][1] > 0
-
-
-def within(figures: Mapping[str, Any], max_loss: float) -> bool:
-    """Whether a plan meets its target: the mean loss, and no significant loss of distribution."""
-    return figures["loss"][0] <= max_loss and not significantly_worse(figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -16,15 +17,36 @@ from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
 from ..datasets.inputs import Inputs
-from ..intervals import bootstrap_statistic, mean_interval, paired_loss
+from ..intervals import Interval, bootstrap_statistic, mean_interval, paired_loss
+from ..measure.figures import Figures
 from ..measure.flops import plan_flops
 from ..metrics.images import kid_interval, kid_loss, psnr, ssim
 from ..metrics.protocol import Quality
 
 EXACT = "exact"
 PER_IMAGE = ("score", "smooth", "psnr", "ssim")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of one batch drawn by one plan: a value (or a row of features) for each image,
+    and milliseconds of the whole batch. Its fields are those of the pieces of a calibration."""
+
+    score: list[float]
+    smooth: list[float]
+    features: list[list[float]]
+    psnr: list[float]
+    ssim: list[float]
+    transformer: float
+    loop: float
+    decode: float
+    scales: list[float]
+    perceptual: list[float] | None = None
+
+
+Batch = dict[str, Observed]
+"""What was seen of one batch, by plan."""
 Tick = Callable[[int], None]
-Batch = dict[str, dict[str, Any]]  # what was seen of one batch, by plan; JSON-ready
 
 
 def validate(
@@ -35,7 +57,7 @@ def validate(
     quality: Quality,
     batch: int,
     tick: Tick = lambda images: None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Figures]:
     """Figures of every plan, the plan named ``exact`` being what the others are compared with.
 
     Batches are interleaved (exact, plan, plan, exact, ...) so that times compare; the first batch
@@ -98,99 +120,102 @@ def observe_batch(
         exact = images if exact is None else exact
         if visit:
             visit(name, images)
-        seen[name] = {
-            "score": quality.score(images, part.items, exact).tolist(),
-            "smooth": quality.smooth(images, part.items, exact).tolist(),
-            "features": [] if quality.reference is None else quality.features(images).tolist(),
-            "psnr": psnr(images, exact).clamp_max(99.0).tolist(),
-            "ssim": ssim(images, exact).tolist(),
-            "transformer": made.transformer_ms,
-            "loop": made.loop_ms,
-            "decode": made.decode_ms,
-            "scales": made.scale_ms,
-        }
-        if perceptual:
-            seen[name]["perceptual"] = quality.perceptual(images, exact).tolist()
+        seen[name] = Observed(
+            score=quality.score(images, part.items, exact).tolist(),
+            smooth=quality.smooth(images, part.items, exact).tolist(),
+            features=[] if quality.reference is None else quality.features(images).tolist(),
+            psnr=psnr(images, exact).clamp_max(99.0).tolist(),
+            ssim=ssim(images, exact).tolist(),
+            transformer=made.transformer_ms,
+            loop=made.loop_ms,
+            decode=made.decode_ms,
+            scales=list(made.scale_ms),
+            perceptual=quality.perceptual(images, exact).tolist() if perceptual else None,
+        )
     return seen
+
+
+def dump_batch(batch: Batch) -> dict[str, Any]:
+    """JSON-ready."""
+    return {name: asdict(seen) for name, seen in batch.items()}
+
+
+def parse_batch(data: Mapping[str, Any]) -> Batch:
+    """The inverse of :func:`dump_batch`."""
+    return {name: Observed(**seen) for name, seen in data.items()}
 
 
 def per_image(seen: Sequence[Batch], name: str, key: str) -> NDArray[np.float64]:
     """One value (or row of features) an image of a plan, batches that have it in order."""
-    own = [batch[name][key] for batch in seen if key in batch[name]]
-    return np.concatenate([np.asarray(values, dtype=np.float64) for values in own])
+    own = [getattr(batch[name], key) for batch in seen]
+    parts = [np.asarray(values, dtype=np.float64) for values in own if values is not None]
+    return np.concatenate(parts)
 
 
 def summarise(
     model: ScaleModel, plans: Mapping[str, Plan], seen: Sequence[Batch], quality: Quality
-) -> dict[str, dict[str, Any]]:
-    """Figures of every plan from what was seen of all batches.
-
-    Per plan: ``loss`` of the score (exact minus plan, paired), ``smooth_loss``, ``score``, ``kid``,
-    ``kid_ci95`` and ``kid_loss`` (x 1000) where real images are known, with ``kid_name``,
-    ``psnr``, ``ssim``, ``perceptual`` with its ``perceptual_name`` where it was measured,
-    ``transformer_ms``, ``loop_ms``, ``decode_ms``, ``total_ms`` per batch (full batches only) with
-    those of exact,
-    ``loop_ci95``, ``total_ci95``, ``speedup_loop``, ``speedup_total``, ``scale_ms``, ``flops`` an
-    image. Triples are a mean (of times: the median) with its interval.
-    """
+) -> dict[str, Figures]:
+    """Figures of every plan from what was seen of all batches; times from the full ones."""
     return {name: _figures(model, name, plans[name], seen, quality) for name in plans}
 
 
 def _figures(
     model: ScaleModel, name: str, plan: Plan, seen: Sequence[Batch], quality: Quality
-) -> dict[str, Any]:
+) -> Figures:
     own = {key: per_image(seen, name, key) for key in PER_IMAGE}
     exact = {key: per_image(seen, EXACT, key) for key in PER_IMAGE}
-    size = len(seen[0][EXACT]["score"])
-    full = [batch for batch in seen if len(batch[EXACT]["score"]) == size]
+    size = len(seen[0][EXACT].score)
+    full = [batch for batch in seen if len(batch[EXACT].score) == size]
     mine, theirs = _times(full, name), _times(full, EXACT)
     both = np.concatenate([mine, theirs], 1)  # loop, decode of the plan, then of exact
 
-    def interval(function: Callable[[NDArray[np.float64]], float]) -> list[float]:
-        return list(bootstrap_statistic(both, function, resamples=500))
+    def interval(function: Callable[[NDArray[np.float64]], float]) -> Interval:
+        return bootstrap_statistic(both, function, resamples=500)
 
     loop, decode = (float(x) for x in np.median(mine, 0))
     exact_loop, exact_decode = (float(x) for x in np.median(theirs, 0))
-    out: dict[str, Any] = {
-        "metric": quality.name,
-        "images": len(own["score"]),
-        "batch": size,
-        "score": list(mean_interval(own["score"])),
-        "loss": list(paired_loss(exact["score"], own["score"])),
-        "smooth_loss": list(paired_loss(exact["smooth"], own["smooth"])),
-        "psnr": list(mean_interval(own["psnr"])),
-        "ssim": list(mean_interval(own["ssim"])),
-        "transformer_ms": median(b[name]["transformer"] for b in full),
-        "exact_transformer_ms": median(b[EXACT]["transformer"] for b in full),
-        "loop_ms": loop,
-        "decode_ms": decode,
-        "total_ms": loop + decode,
-        "exact_loop_ms": exact_loop,
-        "exact_total_ms": exact_loop + exact_decode,
-        "loop_ci95": interval(lambda x: _middle(x, 0))[1:],
-        "total_ci95": interval(lambda x: _middle(x, 0) + _middle(x, 1))[1:],
-        "speedup_loop": interval(lambda x: _middle(x, 2) / max(_middle(x, 0), 1e-9)),
-        "speedup_total": interval(
-            lambda x: (_middle(x, 2) + _middle(x, 3)) / (_middle(x, 0) + _middle(x, 1))
-        ),
-        "scale_ms": [
-            median(values) for values in zip(*(b[name]["scales"] for b in full), strict=True)
-        ],
-        "flops": plan_flops(model.info, plan),
-    }
+    out: dict[str, Any] = {}
     if quality.reference is not None:
         features, others = (per_image(seen, n, "features") for n in (name, EXACT))
         mean, *ends = (1000 * x for x in kid_interval(features, quality.reference))
-        out |= {"kid": mean, "kid_ci95": ends, "kid_name": quality.features.kid}
-        out["kid_loss"] = [1000 * x for x in kid_loss(quality.reference, others, features)]
-    if "perceptual" in seen[0][name]:
-        out["perceptual"] = list(mean_interval(per_image(seen, name, "perceptual")))
+        out |= {"kid": mean, "kid_ci95": tuple(ends), "kid_name": quality.features.kid}
+        lost = kid_loss(quality.reference, others, features)
+        out["kid_loss"] = Interval(*(1000 * x for x in lost))
+    if seen[0][name].perceptual is not None:
+        out["perceptual"] = mean_interval(per_image(seen, name, "perceptual"))
         out["perceptual_name"] = quality.perceptual.name
-    return out
+    return Figures(
+        metric=quality.name,
+        images=len(own["score"]),
+        batch=size,
+        score=mean_interval(own["score"]),
+        loss=paired_loss(exact["score"], own["score"]),
+        smooth_loss=paired_loss(exact["smooth"], own["smooth"]),
+        psnr=mean_interval(own["psnr"]),
+        ssim=mean_interval(own["ssim"]),
+        transformer_ms=median(b[name].transformer for b in full),
+        exact_transformer_ms=median(b[EXACT].transformer for b in full),
+        loop_ms=loop,
+        decode_ms=decode,
+        total_ms=loop + decode,
+        exact_loop_ms=exact_loop,
+        exact_total_ms=exact_loop + exact_decode,
+        loop_ci95=interval(lambda x: _middle(x, 0))[1:],
+        total_ci95=interval(lambda x: _middle(x, 0) + _middle(x, 1))[1:],
+        speedup_loop=interval(lambda x: _middle(x, 2) / max(_middle(x, 0), 1e-9)),
+        speedup_total=interval(
+            lambda x: (_middle(x, 2) + _middle(x, 3)) / (_middle(x, 0) + _middle(x, 1))
+        ),
+        scale_ms=tuple(
+            median(values) for values in zip(*(b[name].scales for b in full), strict=True)
+        ),
+        flops=plan_flops(model.info, plan),
+        **out,
+    )
 
 
 def _times(batches: Sequence[Batch], name: str) -> NDArray[np.float64]:
-    return np.array([[b[name]["loop"], b[name]["decode"]] for b in batches])
+    return np.array([[b[name].loop, b[name].decode] for b in batches])
 
 
 def _middle(values: NDArray[np.float64], column: int) -> float:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from ..measure.figures import Figures
 from ..tables import NONE, columns
 from .rows import EXACT
 
 
-def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def figures_table(figures: Mapping[str, Figures]) -> str:
     """Held-out figures of plans as a table."""
-    kid = next(iter(figures.values())).get("kid_name", "KID")
+    kid = next(iter(figures.values())).kid_name or "KID"
     head = ("plan", "loss [95 %]", "score", kid, "PSNR", "transformer", "loop", "total")
     rows = [head]
     for name, f in figures.items():
-        network = f["exact_transformer_ms"] / f["transformer_ms"]
-        loss = NONE if name == EXACT else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*f["loss"])
+        network = f.exact_transformer_ms / f.transformer_ms
+        loss = NONE if name == EXACT else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*f.loss)
         rows.append(
             (
                 name,
                 loss,
-                f"{f['score'][0]:.4f}",
-                f"{f['kid']:.2f}" if "kid" in f else NONE,
-                NONE if name == EXACT else f"{f['psnr'][0]:.1f}",
-                f"{f['transformer_ms']:.0f} ms {network:.2f}x",
-                f"{f['loop_ms']:.0f} ms {f['exact_loop_ms'] / f['loop_ms']:.2f}x",
-                f"{f['total_ms']:.0f} ms {f['exact_total_ms'] / f['total_ms']:.2f}x",
+                f"{f.score[0]:.4f}",
+                f"{f.kid:.2f}" if f.kid is not None else NONE,
+                NONE if name == EXACT else f"{f.psnr[0]:.1f}",
+                f"{f.transformer_ms:.0f} ms {network:.2f}x",
+                f"{f.loop_ms:.0f} ms {f.exact_loop_ms / f.loop_ms:.2f}x",
+                f"{f.total_ms:.0f} ms {f.exact_total_ms / f.total_ms:.2f}x",
             )
         )
     return columns(rows)

@@ -133,8 +133,8 @@ def test_profile_says_what_was_measured(finished, pipeline: Pipeline) -> None:
         assert row.ms is not None and row.ms.value > 0
         assert row.rank_pca is not None and len(row.rank_pca) == len(pipeline.model.info.groups)
     assert read.target is not None
-    figures = measured.validation["balanced"]
-    assert read.target.satisfied == (figures["loss"][0] <= 0.1)
+    figures = measured.validation.plans["balanced"]
+    assert read.target.satisfied == (figures.loss[0] <= 0.1)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.65])
@@ -236,11 +236,11 @@ def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) 
     profile = job.run()
     assert profile.target is not None
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
-    lost = measured.validation["balanced"]["loss"][0]
+    lost = measured.validation.plans["balanced"].loss.mean
     assert profile.target.satisfied == (lost <= 0.1)
-    attempts = measured.validation["attempts"]
-    assert attempts and measured.validation["trials"] <= module.TRIALS
-    assert min(a["figures"]["loss"][0] for a in attempts) > 0.1  # or the test shows nothing
+    attempts = measured.validation.attempts
+    assert attempts and measured.validation.trials <= module.TRIALS
+    assert min(a.figures.loss.mean for a in attempts) > 0.1  # or the test shows nothing
     assert all(not steps.steps for steps in profile.plans.values())  # exact is what is left
 
 
@@ -250,25 +250,25 @@ def test_hopeless_plans_are_given_up_after_a_share_of_the_images(tmp_path, pipel
     job._open(True)
     plans = {"skip": (PlanStep(scale=3, run="skip"),), "same": ()}
     figures = job._validate(
-        plans, job.held_out, "racing", "race", lambda figures: figures["psnr"][0] < 60
+        plans, job.held_out, "racing", "race", lambda figures: figures.psnr[0] < 60
     )
-    assert {name: f["images"] for name, f in figures.items()} == {
+    assert {name: f.images for name, f in figures.items()} == {
         "exact": 16,
         "skip": 4,
         "same": 16,
     }
     (tmp_path / ".m.stagevar.yaml.partial" / "race-00007.json").unlink()
     again = job._validate(
-        plans, job.held_out, "racing", "race", lambda figures: figures["psnr"][0] < 60
+        plans, job.held_out, "racing", "race", lambda figures: figures.psnr[0] < 60
     )
-    assert again["skip"]["loss"] == figures["skip"]["loss"] and again["same"]["images"] == 16
+    assert again["skip"].loss == figures["skip"].loss and again["same"].images == 16
 
 
 def test_given_up_candidates_cannot_win(tmp_path: Path, pipeline: Pipeline, monkeypatch) -> None:
     monkeypatch.setattr(module, "stop_early", lambda figures, max_loss: True)
     profile = job_in(tmp_path, pipeline).run()
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
-    assert len(measured.validation["attempts"]) > 3
+    assert len(measured.validation.attempts) > 3
     assert all(not plan.steps for plan in profile.plans.values())
 
 
@@ -288,7 +288,7 @@ def test_where_winners_fail_on_held_out_inputs_exact_is_left(
     assert profile.target is not None and profile.target.satisfied
     assert not profile.plans["balanced"].steps
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
-    assert measured.validation["trials"] == trials
+    assert measured.validation.trials == trials
 
 
 def test_hopeless_arms_are_given_up_but_not_the_curves(tmp_path, pipeline: Pipeline) -> None:

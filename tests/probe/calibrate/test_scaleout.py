@@ -22,6 +22,7 @@ from stagevar_probe.calibrate.processes import Processes, local_device
 from stagevar_probe.calibrate.resume import ResumableWork
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.measurements import load_measurements, merged, read_json
+from stagevar_probe.measure.validation import Validation
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.solve.build import problem_from
 from stagevar_runtime.errors import CalibrationError
@@ -128,7 +129,7 @@ def test_two_processes_give_what_one_gives(runs) -> None:
     )
     assert mine.dump()["smooth"] == theirs.dump()["smooth"]
     assert mine.dump()["ranks"] == theirs.dump()["ranks"]
-    attempts = [[a["steps"] for a in m.validation["attempts"]] for m in (mine, theirs)]
+    attempts = [[a.steps for a in m.validation.attempts] for m in (mine, theirs)]
     assert attempts[0] == attempts[1]
 
 
@@ -217,7 +218,7 @@ def test_merged_jobs_are_one_job(parts, tmp_path: Path) -> None:
     for table in ("sensitivity", "semantic", "structural", "low", "high"):
         assert getattr(mine, table) == getattr(want, table), table
     assert mine.ranks == want.ranks
-    assert mine.job["inputs"]["count"] == 6 and mine.validation == {}
+    assert mine.job["inputs"]["count"] == 6 and mine.validation == Validation()
     assert mine.job["inputs"]["sha256"].startswith("sha256:")
     assert problem_from(mine, 0.1).drop_loss == problem_from(want, 0.1).drop_loss
     solved = invoke("solve", output, "-o", tmp_path / "p.yaml", "--json")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import invoke
+from conftest import invoke, some_figures
 
 from stagevar_probe.compare.comparison import (
     Comparison,
@@ -27,6 +27,7 @@ from stagevar_probe.compare.comparison import (
 from stagevar_probe.compare.grid import Grid, assemble
 from stagevar_probe.compare.questions import findings
 from stagevar_probe.datasets.inputs import balanced_labels
+from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.flops import plan_flops
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import measure_bases
@@ -64,7 +65,7 @@ def found(tiny_var: VAR) -> Comparison:
 def test_first_row_is_exact_and_has_the_numbers_of_validate(found, tiny_var: VAR) -> None:
     inputs = balanced_labels(tiny_var, 6, 0, held_out=True)
     plan = compile_plan((), tiny_var.info, tiny_var.scales(), SAMPLING)
-    alone = validate(tiny_var, inputs, {EXACT: plan}, SAMPLING, Features(), 3)[EXACT]
+    alone = validate(tiny_var, inputs, {EXACT: plan}, SAMPLING, Features(), 3)[EXACT].dump()
     first = rows(found)[0]
     assert first["name"] == EXACT and first["steps"] == []
     same = [key for key in alone if not TIMES.search(key) or key == "kid_ci95"]
@@ -119,17 +120,17 @@ def test_every_figure_has_an_interval_around_it(found) -> None:
 
 def test_rows_differ_from_exact_and_cost_less(found) -> None:
     exact = found.figures[EXACT]
-    assert exact["loss"] == [0.0, 0.0, 0.0] and exact["speedup_total"] == [1.0, 1.0, 1.0]
+    assert exact.loss == (0.0, 0.0, 0.0) and exact.speedup_total == (1.0, 1.0, 1.0)
     for entry in found.lineup.entries[1:]:
         f = found.figures[entry.name]
-        assert f["psnr"][0] < 60, entry.name
-        assert f["flops"] == exact["flops"] if entry.kind == "guidance" else True
+        assert f.psnr[0] < 60, entry.name
+        assert f.flops == exact.flops if entry.kind == "guidance" else True
         if entry.kind in ("skip", "tokens", "features", "joint", "drop"):
-            assert f["flops"] < exact["flops"], entry.name
+            assert f.flops < exact.flops, entry.name
 
 
 def test_measured_directions_are_closer_than_random_ones(found) -> None:
-    at = {e.name: found.figures[e.name]["psnr"][0] for e in found.lineup.entries}
+    at = {e.name: found.figures[e.name].psnr[0] for e in found.lineup.entries}
     assert at["features 32 pca at 3"] > at["features 32 random at 3"]
     (axes,) = [a for a in findings(found) if "fewer features" in a.question]
     assert len(axes.numbers) == 8 and set(axes.numbers) < set(at)
@@ -157,7 +158,7 @@ def test_stronger_guidance_is_stronger(found, tiny_var: VAR) -> None:
 
 def test_pareto_front() -> None:
     def at(ms, loss):
-        return {"total_ms": ms, "loss": [loss, loss, loss]}
+        return some_figures(total_ms=ms, loss=Interval(loss, loss, loss))
 
     figures = {"slow": at(9, 0.0), "beaten": at(8, 0.3), "mid": at(7, 0.1), "fast": at(2, 0.5)}
     assert pareto(figures) == {"slow", "mid", "fast"}
@@ -165,7 +166,7 @@ def test_pareto_front() -> None:
 
 def test_times_of_equal_work_say_how_far_times_can_be_trusted(found) -> None:
     ratio = disturbance(found)
-    times = [f["loop_ms"] for e in found.lineup.entries if (f := found.figures[e.name])
+    times = [f.loop_ms for e in found.lineup.entries if (f := found.figures[e.name])
              and e.kind in ("exact", "guidance")]  # fmt: skip
     assert len(times) > 3 and ratio == max(times) / min(times) >= 1
 

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import some_figures
 
 from stagevar_probe.compare.comparison import Comparison
 from stagevar_probe.compare.questions import as_json, findings, say, verdict
-from stagevar_probe.intervals import mean_interval
+from stagevar_probe.intervals import Interval, mean_interval
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.rank import ratio_name
 from stagevar_probe.validate.rows import EXACT, Row, Rows
+from stagevar_probe.validate.run import Batch, Observed
 
 IMAGES = 40
 RNG = np.random.default_rng(0)
@@ -45,24 +47,31 @@ def comparison(rows: dict[Row, tuple[float, float, float]], reference=None) -> C
     """Entries with their (smooth loss, PSNR, loop ms), noisy but coupled."""
     entries = [Row(EXACT, EXACT), *rows]
     noise = RNG.normal(0, 0.3, IMAGES)
-    seen: dict[str, dict] = {}
+    seen: Batch = {}
     figures = {}
     for i, entry in enumerate(entries):
         loss, db, ms = rows.get(entry, (0.0, 99.0, 10.0))
         own = RNG.normal(0, 0.003, IMAGES) if i else np.zeros(IMAGES)
         psnr = db + noise + 10 * own
-        seen[entry.name] = {
-            "smooth": 0.9 + noise - loss + own,
-            "psnr": psnr,
-            "ssim": psnr / 100,
-            "features": RNG.normal(loss * 4, 1, (IMAGES, 6)),
-        }
-        figures[entry.name] = {
-            "smooth_loss": list(mean_interval(loss - own)),
-            "psnr": list(mean_interval(psnr)),
-            "loop_ms": ms,
-            "speedup_loop": [10 / ms, 9.8 / ms, 10.2 / ms],
-        } | ({} if reference is None else {"kid": 10 * loss})
+        smooth = 0.9 + noise - loss + own
+        seen[entry.name] = Observed(
+            score=smooth,
+            smooth=smooth,
+            features=RNG.normal(loss * 4, 1, (IMAGES, 6)),
+            psnr=psnr,
+            ssim=psnr / 100,
+            transformer=ms,
+            loop=ms,
+            decode=1.0,
+            scales=[ms],
+        )
+        figures[entry.name] = some_figures(
+            smooth_loss=mean_interval(loss - own),
+            psnr=mean_interval(psnr),
+            loop_ms=ms,
+            speedup_loop=Interval(10 / ms, 9.8 / ms, 10.2 / ms),
+            kid=None if reference is None else 10 * loss,
+        )
     quality = Likeness()
     quality.reference = reference
     lineup = Rows(tuple(entries), {}, {}, {})

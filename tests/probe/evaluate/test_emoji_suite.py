@@ -290,11 +290,11 @@ def test_rates_are_of_what_was_drawn(
     quality = find_quality(suite.metric, checkpoint, 0, "pixels")
     found = evaluate.run_suite(model, suite, inputs, kinds, made, sampling, quality, 12, True)
     exact, other, some = (found.figures[n] for n in ("exact", "no guidance", "skip-2"))
-    assert exact["passed"][0] == 1.0 and exact["beside"]["R@5"][0] == 1.0
-    assert other["passed"][0] == 0.0 and other["passed_loss"][0] == 1.0
-    assert some["kinds"]["held_out_pair"][0] == 0.0 and some["kinds"]["train"][0] == 1.0
-    assert some["passed"][0] == pytest.approx(0.5)  # over held-out kinds alone
-    assert exact["nearest"][0] == pytest.approx(found.ceiling["nearest_real"][0], rel=0.3)
+    assert exact.passed[0] == 1.0 and exact.beside["R@5"][0] == 1.0
+    assert other.passed[0] == 0.0 and other.passed_loss[0] == 1.0
+    assert some.kinds["held_out_pair"][0] == 0.0 and some.kinds["train"][0] == 1.0
+    assert some.passed[0] == pytest.approx(0.5)  # over held-out kinds alone
+    assert exact.nearest[0] == pytest.approx(found.ceiling["nearest_real"][0], rel=0.3)
     assert found.ceiling["rebuilt"][0] == found.ceiling["real R@5"][0] == 1.0
     head, *lines = evaluate.as_table(found).splitlines()
     assert head.split()[4:7] == ["R@1", "lost", "R@5"] and lines[0].startswith("exact")

@@ -107,9 +107,9 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "tokenizer_ceiling", lambda *_: {"real": [1.0] * 3})
     found = evaluate.run_suite(model, scenes, inputs, kinds, made, sampling, quality, 14, True)
     exact, other = found.figures["exact"], found.figures["skip-2"]
-    assert exact["passed"][0] == 1.0 and all(rate[0] == 1.0 for rate in exact["kinds"].values())
-    assert other["kinds"]["counting"][0] == 0.0 and other["kinds"]["colors"][0] == 1.0
-    assert other["passed_loss"][0] == pytest.approx(4 / 24)
-    assert other["passed"][0] == pytest.approx(20 / 24)
+    assert exact.passed[0] == 1.0 and all(rate[0] == 1.0 for rate in exact.kinds.values())
+    assert other.kinds["counting"][0] == 0.0 and other.kinds["colors"][0] == 1.0
+    assert other.passed_loss[0] == pytest.approx(4 / 24)
+    assert other.passed[0] == pytest.approx(20 / 24)
     lines = evaluate.as_table(found).splitlines()
     assert lines[1].startswith("exact") and len(lines) == 1 + len(made.entries)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import some_figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from stagevar_probe.measure.measurements import (
     load_measurements,
     write_json,
 )
+from stagevar_probe.measure.validation import Validation
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.var import VAR
@@ -72,7 +74,7 @@ def measured(draw: Any) -> Measurements:
         ],
         semantic=draw(st.lists(st.lists(numbers, max_size=3), max_size=2)),
         costs=draw(st.none() | st.just(Costs(cells, dict(cells), 1.5, 4, 3))),
-        validation={"balanced": {"loss": [draw(numbers)] * 3}},
+        validation=Validation({"balanced": some_figures(flops=draw(numbers))}),
     )
 
 

@@ -116,7 +116,7 @@ def test_profile_and_measurements_say_what_was_looked_through(
     measured = load_measurements(tiny_files.with_suffix(".stagevar.measurements.json"))
     job = {key: measured.job[key] for key in ("features", "likeness", "reference")}
     assert job == {"features": "pixels", "likeness": "SSIM", "reference": "6 pictures in real"}
-    assert measured.validation["balanced"]["kid_name"] == "pixel-KID"
+    assert measured.validation.plans["balanced"].kid_name == "pixel-KID"
     profile = load_profile(tiny_files.with_suffix(".stagevar.yaml"))
     assert profile.calibration is not None and profile.stages is not None
     assert (profile.calibration.features, profile.calibration.likeness) == ("pixels", "SSIM")

@@ -26,6 +26,7 @@ from stagevar_probe.measure.interventions import (
     run_chunk,
 )
 from stagevar_probe.measure.measurements import load_measurements
+from stagevar_probe.measure.validation import Validation
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks, without_bases
 from stagevar_probe.solve.build import problem_from, steps_of
@@ -209,7 +210,7 @@ def with_features(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.Monkey
 
     def race(job: CalibrationJob, measured: Any) -> Any:
         figures = job._validate({"balanced": steps}, job.held_out, "held out", "final")
-        return {"balanced": steps}, figures, []
+        return {"balanced": steps}, Validation(figures)
 
     monkeypatch.setattr(CalibrationJob, "_race", race)
     monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)
@@ -239,7 +240,8 @@ def test_a_calibration_without_such_plans_leaves_no_file(
     job = job_in(tmp_path, pipeline)
 
     def race(job: CalibrationJob, measured: Any) -> Any:
-        return {"balanced": ()}, job._validate({"balanced": ()}, job.held_out, "x", "final"), []
+        figures = job._validate({"balanced": ()}, job.held_out, "x", "final")
+        return {"balanced": ()}, Validation(figures)
 
     monkeypatch.setattr(CalibrationJob, "_race", race)
     monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)

@@ -6,9 +6,9 @@ pytest tests/probe/solve/test_propose.py
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from conftest import some_figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +20,12 @@ from stagevar_probe.calibrate.profile import (
     scale_measurements,
     stages_of,
 )
+from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.costs import Costs
+from stagevar_probe.measure.figures import Figures
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements
+from stagevar_probe.measure.validation import Validation
 from stagevar_probe.observe.rank import ratio_name
 from stagevar_probe.solve.build import problem_from, steps_of
 from stagevar_probe.solve.candidates import (
@@ -227,22 +230,9 @@ def test_a_solved_problem_becomes_steps() -> None:
     assert compile_plan(steps_of(best, made), INFO, SCALES, SAMPLING)[2].branches == ("cond",)
 
 
-def figures(loss: float) -> dict[str, Any]:
-    return {
-        "metric": "agreement",
-        "loss": [loss, loss - 0.01, loss + 0.01],
-        "loop_ms": 10.0,
-        "total_ms": 20.0,
-        "exact_loop_ms": 20.0,
-        "exact_total_ms": 30.0,
-        "batch": 2,
-        "images": 8,
-    }
-
-
 def test_profile_round_trips_through_yaml() -> None:
     made = measured()
-    made.validation = {"balanced": figures(0.003)}
+    made.validation = Validation({"balanced": some_figures(loss=Interval(0.003, -0.007, 0.013))})
     plans = {"balanced": steps_of(solution(drop=(2, "cool"), skip=(3, 4)), made), "fast": ()}
     profile = build_profile(made, plans, 0.01, True, "0.1.0", "2026-11-22T22:37:00Z")
     again = parse_profile(dump_profile(profile))
@@ -324,12 +314,13 @@ def test_the_race_is_sampled_cooler_where_that_suits() -> None:
     warm, cool = field(made, 0.02), field(made, 0.02, cool=True)
     assert {c.steps for c in cool} == {cooler(c.steps, TOKEN_COUNTS, 1.0) for c in warm}
 
-    def figures(kid: float, loss: float) -> dict[str, Any]:
-        return {"kid_loss": [kid, kid - 9, kid + 9], "loss": [loss] * 3, "smooth_loss": [loss] * 3}
+    def figures(kid: float, loss: float) -> Figures:
+        lost = Interval(loss, loss, loss)
+        return some_figures(kid_loss=Interval(kid, kid - 9, kid + 9), loss=lost, smooth_loss=lost)
 
     assert cooler_helps(figures(-5.0, 0.01), 0.02) and not cooler_helps(figures(5.0, 0.0), 0.02)
     assert not cooler_helps(figures(-5.0, 0.011), 0.02)
-    assert not cooler_helps({"loss": [0, 0, 0], "smooth_loss": [0, 0, 0]}, 0.02)
+    assert not cooler_helps(some_figures(), 0.02)
 
 
 def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
@@ -348,10 +339,11 @@ def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
 
 
 def test_hopeless_needs_three_standard_errors() -> None:
-    def figures(loss: float, kid: float) -> dict[str, list[float]]:
+    def figures(loss: float, kid: float) -> Figures:
         around = {"smooth_loss": (loss, 0.04), "kid_loss": (kid, 100.0)}
-        return {name: [m, m - half, m + half] for name, (m, half) in around.items()}
+        found = {name: Interval(m, m - half, m + half) for name, (m, half) in around.items()}
+        return some_figures(**found)
 
     assert not stop_early(figures(0.08, 140.0), 0.01)  # the loosest budget is 0.03
     assert stop_early(figures(0.1, 0.0), 0.01) and stop_early(figures(0.0, 160.0), 0.01)
-    assert not stop_early({"smooth_loss": [0.08, 0.04, 0.12]}, 0.01)  # nothing real to compare with
+    assert not stop_early(some_figures(smooth_loss=Interval(0.08, 0.04, 0.12)), 0.01)

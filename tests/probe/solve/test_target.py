@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, invoke, write_tiny
+from conftest import SMALL, invoke, some_figures, write_tiny
 
+from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.costs import Costs
+from stagevar_probe.measure.figures import Figures
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements, load_measurements
 from stagevar_probe.solve.build import problem_from
@@ -61,8 +63,9 @@ def test_speed_is_end_to_end() -> None:
         Target(0.02, min_speedup=8).choose(PROBLEM, COSTS)
 
 
-def figures(total: float, loss: float) -> dict:
-    return {"exact_total_ms": 140.0, "total_ms": total, "batch": 4, "loss": [loss, loss, loss]}
+def figures(total: float, loss: float) -> Figures:
+    lost = Interval(loss, loss, loss)
+    return some_figures(exact_total_ms=140.0, total_ms=total, batch=4, loss=lost)
 
 
 def test_goal_is_held_against_what_was_measured() -> None:
@@ -150,7 +153,7 @@ def test_calibrate_by_speed(tmp_path: Path) -> None:
     assert "at least 1.05x end to end" in result.stderr and "at most about" in result.stderr
     stored = load_measurements(Path(said["measurements"]))
     assert stored.job["min_speedup"] == 1.05
-    assert 1 <= len(stored.validation["frontier"]) <= 9
+    assert 1 <= len(stored.validation.frontier) <= 9
     again = invoke("solve", said["measurements"], "--max-ms", 1e6, "--json")
     assert again.exception is None, again
     assert json.loads(again.stdout)["plans"]["balanced"]["loss"] == 0

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import invoke, write_tiny
+from conftest import invoke, some_figures, write_tiny
 
 from stagevar_probe.datasets.inputs import balanced_labels
+from stagevar_probe.intervals import Interval
+from stagevar_probe.measure.figures import Figures
 from stagevar_probe.metrics.classifier import ClassifierConfig, Scorer, SmallClassifier
 from stagevar_probe.metrics.quality import Agreement, Likeness
-from stagevar_probe.solve.target import within
 from stagevar_probe.validate.run import EXACT, validate
 from stagevar_runtime.errors import ProfileMismatchError
 from stagevar_runtime.families.var import VAR
@@ -34,7 +34,7 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def ran(tiny_var: VAR) -> dict[str, dict[str, Any]]:
+def ran(tiny_var: VAR) -> dict[str, Figures]:
     torch.manual_seed(0)
     ticks: list[int] = []
     side = generate(tiny_var, tiny_var.condition(labels=[0]), None, SAMPLING, [0]).images.shape[-1]
@@ -52,36 +52,38 @@ def ran(tiny_var: VAR) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_json_ready_and_complete(ran: dict[str, dict[str, Any]]) -> None:
-    json.dumps(ran, allow_nan=False)
+def test_json_ready_and_complete(ran: dict[str, Figures]) -> None:
+    for figures in ran.values():
+        again = json.loads(json.dumps(figures.dump(), allow_nan=False))
+        assert Figures.parse(again) == figures
     assert set(ran) == set(STEPS)
     for figures in ran.values():
-        assert (figures["images"], figures["batch"], figures["metric"]) == (7, 3, "agreement")
-        assert len(figures["scale_ms"]) == 4
-        assert figures["total_ms"] == figures["loop_ms"] + figures["decode_ms"]
-        assert figures["exact_loop_ms"] == ran[EXACT]["loop_ms"]
+        assert (figures.images, figures.batch, figures.metric) == (7, 3, "agreement")
+        assert len(figures.scale_ms) == 4
+        assert figures.total_ms == figures.loop_ms + figures.decode_ms
+        assert figures.exact_loop_ms == ran[EXACT].loop_ms
 
 
-def test_exact_loses_nothing_to_itself(ran: dict[str, dict[str, Any]]) -> None:
+def test_exact_loses_nothing_to_itself(ran: dict[str, Figures]) -> None:
     exact = ran[EXACT]
-    assert exact["loss"] == exact["smooth_loss"] == [0, 0, 0] == exact["kid_loss"]
-    assert exact["psnr"] == [99, 99, 99]
-    assert exact["ssim"] == pytest.approx([1, 1, 1])
+    assert exact.loss == exact.smooth_loss == (0, 0, 0) == exact.kid_loss
+    assert exact.psnr == (99, 99, 99)
+    assert exact.ssim == pytest.approx((1, 1, 1))
 
 
-def test_losses_are_paired_with_exact(ran: dict[str, dict[str, Any]]) -> None:
+def test_losses_are_paired_with_exact(ran: dict[str, Figures]) -> None:
     for name in ("skip", "drop"):
         figures = ran[name]
-        assert figures["loss"][0] == pytest.approx(ran[EXACT]["score"][0] - figures["score"][0])
-        assert figures["loss"][1] <= figures["loss"][0] <= figures["loss"][2]
-        assert figures["psnr"][0] < 60 and figures["ssim"][0] < 1
-        assert figures["kid_loss"][0] != 0
-    assert ran["skip"]["ssim"][0] < ran["drop"]["ssim"][0]
+        assert figures.loss[0] == pytest.approx(ran[EXACT].score[0] - figures.score[0])
+        assert figures.loss[1] <= figures.loss[0] <= figures.loss[2]
+        assert figures.psnr[0] < 60 and figures.ssim[0] < 1
+        assert figures.kid_loss[0] != 0
+    assert ran["skip"].ssim[0] < ran["drop"].ssim[0]
 
 
-def test_work_is_counted(ran: dict[str, dict[str, Any]]) -> None:
-    assert ran["skip"]["flops"] < ran["drop"]["flops"] < ran[EXACT]["flops"]
-    assert ran["skip"]["scale_ms"][3] < ran[EXACT]["scale_ms"][3]
+def test_work_is_counted(ran: dict[str, Figures]) -> None:
+    assert ran["skip"].flops < ran["drop"].flops < ran[EXACT].flops
+    assert ran["skip"].scale_ms[3] < ran[EXACT].scale_ms[3]
 
 
 def test_batches_do_not_change_the_pictures(tiny_var: VAR) -> None:
@@ -93,8 +95,8 @@ def test_batches_do_not_change_the_pictures(tiny_var: VAR) -> None:
     one, other = (
         validate(tiny_var, inputs, plans, SAMPLING, Likeness(), batch)["drop"] for batch in (4, 3)
     )
-    assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
-    assert "kid" not in one and one["batch"] == 4
+    assert one.loss == pytest.approx(other.loss, abs=1e-3)
+    assert one.kid is None and one.batch == 4
 
 
 @pytest.mark.parametrize(
@@ -109,10 +111,11 @@ def test_batches_do_not_change_the_pictures(tiny_var: VAR) -> None:
     ],
 )
 def test_within(loss: float, kid: list[float] | None, met: bool) -> None:
-    figures: dict[str, Any] = {"loss": [loss, loss - 1, loss + 1]}
-    if kid is not None:
-        figures["kid_loss"] = kid
-    assert within(figures, 0.01) is met
+    found = some_figures(
+        loss=Interval(loss, loss - 1, loss + 1),
+        kid_loss=None if kid is None else Interval(*kid),
+    )
+    assert found.within(0.01) is met
 
 
 def test_validate_refuses_another_model(calibrated: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -15,8 +14,7 @@ from .cli import cli
 
 
 def main() -> None:
-    """Run the command line. ``module:function`` arguments may lie in the current folder."""
-    sys.path.append(os.getcwd())
+    """Run the command line."""
     try:
         code = cli.main(prog_name="stagevar-probe", standalone_mode=False)
     except click.exceptions.Abort:

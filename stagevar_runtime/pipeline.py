@@ -47,7 +47,7 @@ class Pipeline:
 
     def __init__(self, model: ScaleModel, opened: Checkpoint, encode: Encode | None = None) -> None:
         self.model, self.encode = model, encode
-        self.path, self.metadata = opened.path, opened.metadata
+        self.path, self.settings = opened.path, opened.settings
         self._opened = opened
         self.profile: Profile | None = None
         self.profile_source = "none"

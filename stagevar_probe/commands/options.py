@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from ..datasets.inputs import (
 )
 from ..metrics.features import CHOICES
 from ..metrics.protocol import Quality
-from ..metrics.quality import find_quality
+from ..metrics.quality import find_quality, named_by_file
 from ..solve.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,6 +154,8 @@ class ModelOptions:
 
     def load(self, checkpoint: Path, profile: Any = None, strict: bool = False) -> Pipeline:
         """The pipeline of a checkpoint."""
+        if any(":" in (said or "") for said in (self.metric, self.text_encoder)):
+            _import_from_here()
         return load(
             checkpoint,
             self.tokenizer,
@@ -167,7 +170,7 @@ class ModelOptions:
     def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
         """What pictures are scored by."""
         classes = pipeline.model.info.classes
-        metric = self.metric or pipeline.metadata.get("metric")
+        metric = self.metric or named_by_file(pipeline.settings.get("metric"), checkpoint)
         return find_quality(metric, checkpoint, classes, self.features, self.reference)
 
     def lines(self, pipeline: Pipeline, held_out: bool) -> tuple[list[str], str]:
@@ -191,6 +194,15 @@ class ModelOptions:
             return balanced_labels(model, count, self.seed, held_out)
         lines = read_lines(self.prompts)
         return given_labels(model, lines, self.prompts.name, count, self.seed, held_out)
+
+
+def _import_from_here() -> None:
+    """A ``module:function`` of the command line may lie in the current folder.
+
+    Only then is that folder searched, and last: one with downloaded files brings no modules.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def default_count(model: ScaleModel, held_out: bool = False) -> int:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,9 @@ from .perceptual import find_perceptual
 from .protocol import Items, Looking, Quality
 
 logger = logging.getLogger("stagevar_probe")
+
+
+BUILT_IN = ("agreement", "scenes", "ssim-to-exact", "clip-score")  # what a file may name
 
 
 class Agreement(Looking):
@@ -98,6 +99,22 @@ def scorer_beside(checkpoint: Path) -> Path | None:
     else:
         path = checkpoint.with_suffix(".scorer.safetensors")
     return path if path.is_file() else None
+
+
+def named_by_file(metric: str | None, checkpoint: Path) -> str | None:
+    """The metric that a checkpoint's own settings name, if it is one that comes with us.
+
+    A file may not name code, a network to fetch or another file: those come from whoever runs us.
+
+    Raises:
+        CalibrationError: it names anything else.
+    """
+    if metric is None or metric in BUILT_IN:
+        return metric
+    raise CalibrationError(
+        f"{checkpoint.name} asks for the metric {metric!r}: a file may name {', '.join(BUILT_IN)} "
+        "alone. Pass --metric yourself"
+    )
 
 
 def find_quality(
@@ -181,8 +198,6 @@ def _metric(
 
 def _imported(metric: str) -> Callable[[Tensor, Items, Tensor], Tensor]:
     module, _, name = metric.partition(":")
-    if os.getcwd() not in sys.path:  # a script's path starts at its own folder
-        sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module raises

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ SELECT = (
     *("ema", "vae", "vae_local"),
 )
 """Which nested state dict is meant when a file holds several, the first one found."""
+
+OWN = "stagevar."
+"""What a safetensors header's keys begin with where they mean something to us."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HUB_NAMES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
@@ -41,7 +44,9 @@ class Checkpoint:
     ``tensors`` is the main state dict, without ``module.`` and ``_orig_mod.`` in its names.
     ``parts`` holds every state dict of the file by its dotted key (``trainer.vae_local``; the top
     level is ``""``), the main one included. ``metadata`` holds the plain values found around
-    them, by dotted key. ``config`` is ``config.json`` of a directory. ``files`` were opened.
+    them, by dotted key: what a training run left there, which decides nothing. ``settings`` are
+    those a safetensors header gives under our own prefix (:data:`OWN`), without it. ``config`` is
+    ``config.json`` of a directory. ``files`` were opened.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class Checkpoint:
     metadata: dict[str, Any]
     config: dict[str, Any] | None
     files: tuple[Path, ...]
+    settings: dict[str, str] = field(default_factory=dict)
 
     def select(self, *names: str) -> dict[str, Tensor]:
         """The first part whose dotted key, or its last component, is one of ``names``.
@@ -78,6 +84,7 @@ def open_checkpoint(path: str | Path, select: Sequence[str] = SELECT) -> Checkpo
         known = path.name in (*_HUB_NAMES, "ema_model.bin") and beside.exists()
         config = _read_json(beside) if known else None
     parts: dict[str, dict[str, Tensor]] = {}
+    settings = {k.removeprefix(OWN): str(v) for k, v in metadata.items() if k.startswith(OWN)}
     _collect(tree, "", parts, metadata, path)
     if not parts:
         kinds = sorted({type(v).__name__ for v in tree.values()})
@@ -86,7 +93,7 @@ def open_checkpoint(path: str | Path, select: Sequence[str] = SELECT) -> Checkpo
     main = "" if "" in parts else next(iter(parts))
     if len(parts) > 1 and "" not in parts:
         main = _pick(path, parts, select)
-    return Checkpoint(path, parts[main], parts, metadata, config, files)
+    return Checkpoint(path, parts[main], parts, metadata, config, files, settings)
 
 
 def check_finite(

@@ -170,7 +170,7 @@ def test_flipped_bits_change_later_targets(exported) -> None:
 def test_what_ships_knows_its_schedule_metric_and_prompts(exported) -> None:
     _, _, paths, pipeline = exported
     assert [scale.height for scale in pipeline.model.scales()] == [h for h, _ in SIZES]
-    assert pipeline.metadata["metric"] == "scenes"
+    assert pipeline.settings["metric"] == "scenes"
     sampling = pipeline.sampling()
     assert (sampling.guidance, sampling.temperature, sampling.top_p) == (2.5, 1.0, 0.0)
     rows = [json.loads(line) for line in paths[3].read_text().splitlines()]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stagevar_probe.datasets.scenes import VOCABULARY, parse
 from stagevar_probe.datasets.scenes.prompts import UNSEEN, prompt_lines, suite_prompts
+from stagevar_runtime.checkpoint.reader import OWN
 from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import SUFFIX, WordEncoder, load_words, save_words
 
@@ -21,7 +22,7 @@ from .transformer import TextToImage
 
 NAME = "scenes"
 TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
-METADATA = {"metric": "scenes", "guidance": "2.5", "temperature": "1", "top_p": "0"}
+SETTINGS = {"metric": "scenes", "guidance": "2.5", "temperature": "1", "top_p": "0"}
 PROMPTS = {"calibration": 240, "held_out": 1050}
 
 
@@ -41,7 +42,8 @@ def export(
     ]
     own = {n.removeprefix("transformer."): t for n, t in state.items() if n[:12] == "transformer."}
     schedule = " ".join(f"{h}x{w}" for h, w in SIZES)
-    save_file(half(own), str(paths[0]), {"schedule": schedule, **METADATA})
+    settings = {"schedule": schedule, **SETTINGS}
+    save_file(half(own), str(paths[0]), {OWN + name: value for name, value in settings.items()})
     save_file(half(tokenizer.state_dict()), str(paths[1]))
     words = WordEncoder(vocabulary, TEXT_LENGTH, TEXT_WIDTH)
     with torch.no_grad():

@@ -33,7 +33,7 @@ from ..parts.rope import Rotation, at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
 from ..var import modulated
 from .blocks import InfinityConfig, Transformer
-from .options import PUBLISHED_NAMES, InfinityOptions
+from .options import PUBLISHED_NAMES, InfinityOptions, sampling_of
 from .schedules import COUNTS, Schedule, full_extent, published_schedule, schedule_of_pixels
 from .text import check_text, padded
 
@@ -130,25 +130,20 @@ class Infinity:
     ) -> Infinity:
         """Build from opened files.
 
-        A folder or file whose name says 512x512, as published, defaults to size 0.25M. Metadata of
-        a safetensors file may hold an own ``schedule`` and the defaults of sampling.
+        A folder or file whose name says 512x512, as published, defaults to size 0.25M. The header
+        of a safetensors file may hold an own ``schedule`` and the defaults of sampling, under our
+        prefix (``stagevar.schedule``).
         """
         codes = next(
             (tokenizer.parts[key] for key in ("vae", "ema") if key in tokenizer.parts),
             tokenizer.tensors,
         )
         size = "0.25M" if "512x512" in opened.path.name else "1M"
-        said = opened.metadata
+        said = opened.settings
         if "schedule" in said:
             options = {"schedule": said["schedule"], **options}
         model = cls.from_tensors(opened.tensors, codes, device, dtype, options, size)
-        own = model.default_sampling
-        model.default_sampling = replace(
-            own,
-            guidance=float(said.get("guidance", own.guidance)),
-            temperature=float(said.get("temperature", own.temperature)),
-            top_p=float(said.get("top_p", own.top_p)),
-        )
+        model.default_sampling = replace(model.default_sampling, **sampling_of(said))
         return model
 
     @classmethod

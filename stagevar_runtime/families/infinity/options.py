@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import StagevarError
+from ...errors import CheckpointError, StagevarError
 from ..parts.rope import INFINITY_MODES
 from .schedules import Schedule, parse_schedule, published_schedule
+
+SAMPLING = ("guidance", "temperature", "top_p")  # what a file may bring
 
 PUBLISHED_NAMES = {  # of the publisher's scripts
     "pn": "size",
@@ -77,6 +79,19 @@ class InfinityOptions:
                 f"-1 to {1 - depth} (the output of a block, counted from the end)"
             )
         return options
+
+
+def sampling_of(settings: Mapping[str, str]) -> dict[str, Any]:
+    """The defaults of sampling that a file's own settings give, as numbers.
+
+    Raises:
+        CheckpointError: one of them is no number.
+    """
+    found = {name: settings[name] for name in SAMPLING if name in settings}
+    try:
+        return {name: float(said) for name, said in found.items()}
+    except ValueError as error:
+        raise CheckpointError(f"the file's settings are {found}, expected numbers") from error
 
 
 def _own_schedule(text: Any) -> Schedule:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .quantised import Product
+
 PACK_LIMIT = 2 * 2**30  # bytes: VAR-d16 is packed, d20 and larger keep one copy
 
 
@@ -31,8 +33,9 @@ class LowRankLinear(NamedTuple):
     bias: Tensor | None
 
 
-LowRankLayers = Mapping[str, LowRankLinear]
-"""What stands in for the layers of one block, by their names."""
+StandIn = LowRankLinear | Product
+LowRankLayers = Mapping[str, StandIn]
+"""What stands in for the layers of one block, by their names: of low rank, or in fewer bits."""
 
 WHOLE: LowRankLayers = {}
 
@@ -46,9 +49,16 @@ def _onednn() -> Callable[..., Tensor] | None:
     return None if found is None else found.default
 
 
+@cache
+def _packable() -> tuple[torch.dtype, ...]:
+    """The types whose products oneDNN computes on this processor."""
+    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return (torch.float32, torch.bfloat16) if half is not None and half() else (torch.float32,)
+
+
 def backend(device: torch.device, dtype: torch.dtype) -> str:
     """Which library computes :func:`linear` without gradients: ``onednn`` or ``torch``."""
-    plain = device.type != "cpu" or dtype != torch.float32 or _onednn() is None
+    plain = device.type != "cpu" or dtype not in _packable() or _onednn() is None
     return "torch" if plain or not torch.backends.mkldnn.enabled else "onednn"
 
 
@@ -57,13 +67,15 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     gelu: bool = False,
-    narrow: LowRankLinear | None = None,
+    narrow: StandIn | None = None,
 ) -> Tensor:
     """``x @ weightᵀ + bias``, then a tanh-approximated GELU if asked. Shapes as ``F.linear``.
 
     ``narrow`` is taken in place of weight and bias.
     """
     if narrow is not None:
+        if not isinstance(narrow, LowRankLinear):
+            return narrow(x, gelu)
         x, weight, bias = linear(x, narrow.down), narrow.up, narrow.bias
     eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     if eager and backend(x.device, x.dtype) == "onednn":
@@ -79,9 +91,9 @@ def linear(
 def pack(module: nn.Module) -> bool:
     """Have the weights of ``module``'s :class:`Linear` layers packed at their first use.
 
-    Only on a CPU in float32, and only up to ``PACK_LIMIT`` bytes, since the copies take as much
-    memory again (so not while loading, whose peak is one copy). Call it once weights are final.
-    Returns whether they will be.
+    Only on a CPU where oneDNN computes them, and only up to ``PACK_LIMIT`` bytes, since the copies
+    take as much memory again (so not while loading, whose peak is one copy). Call it once weights
+    are final. Returns whether they will be.
     """
     weights = [layer.weight for layer in module.modules() if isinstance(layer, Linear)]
     useful = all(backend(w.device, w.dtype) == "onednn" for w in weights)
@@ -99,6 +111,13 @@ def pack_like(weight: Tensor, other: Tensor) -> Tensor:
     return weight
 
 
+def pack_alone(weight: Tensor) -> Tensor:
+    """``weight``, to be packed at its first use where that helps; for one product."""
+    if backend(weight.device, weight.dtype) == "onednn":
+        weight.packed = None  # type: ignore[attr-defined]
+    return weight
+
+
 def _packed(weight: Tensor) -> Tensor:
     """The packed copy of a weight that is to have one, or the weight itself."""
     if not hasattr(weight, "packed"):
@@ -112,5 +131,5 @@ def _packed(weight: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """``nn.Linear`` through :func:`linear`."""
 
-    def forward(self, x: Tensor, narrow: LowRankLinear | None = None) -> Tensor:
+    def forward(self, x: Tensor, narrow: StandIn | None = None) -> Tensor:
         return linear(x, self.weight, self.bias, narrow=narrow)

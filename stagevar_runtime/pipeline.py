@@ -18,7 +18,7 @@ from .checkpoint.reader import Checkpoint
 from .errors import ProfileError, StagevarError
 from .loop import engine
 from .loop.engine import Generation
-from .loop.plan import Plan, compile_plan
+from .loop.plan import Plan, plan_for
 from .model.lru import LRU
 from .model.protocol import Conditioning, ScaleModel, ScaleSpec
 from .model.sampling import Sampling
@@ -39,7 +39,6 @@ logger = logging.getLogger("stagevar_runtime")
 
 MEMORY = Path("<memory>")  # where a profile lies that was given as an object
 SHAPES_KEPT = 64  # shapes whose first call's time is remembered
-GPU_TILE = 8  # kept tokens are rounded up to a multiple of this on CUDA
 
 
 class Pipeline:
@@ -215,8 +214,7 @@ class Pipeline:
     def _compile(
         self, steps: Sequence[PlanStep], scales: tuple[ScaleSpec, ...], sampling: Sampling
     ) -> Plan:
-        tile = GPU_TILE if self.model.device.type == "cuda" else 1
-        return compile_plan(steps, self.model.info, scales, sampling, tile)
+        return plan_for(self.model, steps, sampling, scales)
 
     def plan(self, sampling: Sampling | None = None) -> Plan:
         """What a generation would do, scale by scale."""

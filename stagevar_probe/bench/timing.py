@@ -22,10 +22,9 @@ import torch
 from stagevar_runtime.accelerate.modes import Acceleration
 from stagevar_runtime.errors import StagevarError, one_line
 from stagevar_runtime.loop.engine import Generation, generate
-from stagevar_runtime.loop.plan import Plan, compile_plan, exact_plan
+from stagevar_runtime.loop.plan import Plan, plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
-from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.profile import PlanStep, Profile, TokenOption
 from stagevar_runtime.profile.presets import preset
 
@@ -95,12 +94,11 @@ def plan_named(name: str, model: ScaleModel, sampling: Sampling, profile: Profil
         ProfileError: none of them has this name.
     """
     info, scales = model.info, model.scales()
-    tile = GPU_TILE if model.device.type == "cuda" else 1
     if profile is not None and name in profile.plans:
         steps: Sequence[PlanStep] = profile.plan(name).steps
     else:
         steps = late(scales) if name == LATE else preset(name, info, scales)
-    return compile_plan(steps, info, scales, sampling, tile)
+    return plan_for(model, steps, sampling)
 
 
 def contenders(
@@ -115,7 +113,7 @@ def contenders(
 
     ``fast`` is what was done to ``model``; the published loop has none of it.
     """
-    exact = exact_plan(model.info, model.scales(), sampling)
+    exact = plan_for(model, (), sampling)
     out: dict[str, Contender] = {}
     if model.info.family in MAKE_PUBLISHED:
         loop = MAKE_PUBLISHED[model.info.family](model)

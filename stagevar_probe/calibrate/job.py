@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import stagevar_runtime
-from stagevar_runtime.loop.plan import Plan, compile_plan
+from stagevar_runtime.loop.plan import Plan, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, bases_path, low_rank_of
 from stagevar_runtime.pipeline import Pipeline
@@ -189,16 +189,14 @@ class CalibrationJob:
         from ..measure.flops import plan_flops
 
         scales, info = self.model.scales(), self.model.info
-        exact = compile_plan((), info, scales, self.sampling)
+        exact = self._compiled(())
         whole = plan_flops(info, exact)
         total = whole * len(self.space.schedules)
         if self.ranks:
             total += whole * min(1.0, BASIS_IMAGES / len(self.inputs))
         for intervention in self.interventions:
             if intervention.scale:
-                plan = compile_plan(
-                    self.space.steps(intervention, len(scales)), info, scales, self.sampling
-                )
+                plan = self._compiled(self.space.steps(intervention, len(scales)))
                 total += plan_flops(info, plan) - plan_flops(info, plan[: intervention.scale])
         return {
             "interventions": len(self.interventions),
@@ -444,7 +442,7 @@ class CalibrationJob:
         return plans, Validation(found, tuple(attempts))
 
     def _compiled(self, steps: Sequence[PlanStep]) -> Plan:
-        return compile_plan(steps, self.model.info, self.model.scales(), self.sampling)
+        return plan_for(self.model, steps, self.sampling)
 
     def _validate(
         self,

@@ -15,7 +15,7 @@ import click
 
 from stagevar_runtime.accelerate.modes import MODES, accelerate
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.loop.plan import exact_plan
+from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import Profile
@@ -100,7 +100,7 @@ def bench(
         timed = from_size(random, options)
     model, sampling, profile = timed.model, timed.sampling, timed.profile
     chosen = list(plans) or [*(profile.plans if profile else ()), *DEFAULT_PLANS]
-    exact = exact_plan(model.info, model.scales(), sampling)
+    exact = plan_for(model, (), sampling)
     decode = decode_flops(model, timed.conditioning(1), exact)
     fast = accelerate(model, mode)
     named = contenders(model, sampling, chosen, options.seed, profile, fast)

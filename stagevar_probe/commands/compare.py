@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 import stagevar_runtime
-from stagevar_runtime.pipeline import GPU_TILE
 from stagevar_runtime.profile.fingerprint import schedule_name
 
 from ..compare.comparison import CALM, ComparisonRun, as_csv, as_table, disturbance, rows
@@ -86,7 +85,6 @@ def compare(
         options.batch,
         pipeline.profile,
         Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None,
-        GPU_TILE if model.device.type == "cuda" else 1,
         printer.quiet,
     )
     work = contest.work()

@@ -12,7 +12,7 @@ import click
 
 import stagevar_runtime
 from stagevar_runtime.errors import CalibrationError
-from stagevar_runtime.pipeline import GPU_TILE, Pipeline
+from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile.fingerprint import schedule_name
 from stagevar_runtime.text.words import WordEncoder
 
@@ -93,8 +93,7 @@ def evaluate(
     inputs, kinds = suite_inputs(asked, count, options.seed, pipeline.read_condition)
     check_prompts(pipeline, asked, inputs.items)
     sampling = pipeline.sampling(**options.sampling)
-    tile = GPU_TILE if model.device.type == "cuda" else 1
-    made = evaluation_lineup(model, sampling, pipeline.profile, tile)
+    made = evaluation_lineup(model, sampling, pipeline.profile)
     batch = min(options.batch, count)
     _, seconds, _ = forecast(model, inputs, made.plans, sampling, batch)
     work = {"rows": len(made.plans), "images": count, "seconds": seconds}

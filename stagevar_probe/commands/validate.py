@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile, load_profile
 from stagevar_runtime.profile.discovery import check_match
@@ -56,9 +56,8 @@ def validate(
     quality = options.quality(checkpoint, pipeline)
     model = pipeline.model
     chosen = list(names) or list(profile.plans)
-    plans = {EXACT: compile_plan((), model.info, model.scales(), sampling)} | {
-        name: compile_plan(profile.plan(name).steps, model.info, model.scales(), sampling)
-        for name in chosen
+    plans = {EXACT: plan_for(model, (), sampling)} | {
+        name: plan_for(model, profile.plan(name).steps, sampling) for name in chosen
     }
     fresh = replace(options, seed=options.seed + 1)  # not the held-out inputs of the calibration
     inputs = fresh.inputs(pipeline, held_out, held_out=True)

@@ -66,7 +66,7 @@ class Comparison:
 
 
 class ComparisonRun:
-    """One comparison of one model. ``tile``: kept tokens are rounded up to a multiple of it."""
+    """One comparison of one model."""
 
     def __init__(
         self,
@@ -77,19 +77,16 @@ class ComparisonRun:
         batch: int,
         profile: Profile | None = None,
         grid: Grid | None = None,
-        tile: int = 1,
         quiet: bool = False,
     ) -> None:
         self.model, self.inputs, self.sampling = model, inputs, sampling
         self.quality, self.batch, self.quiet = quality, min(batch, len(inputs)), quiet
-        self.profile, self.grid, self.tile = profile, grid, tile
+        self.profile, self.grid = profile, grid
         self.lineup = self._assemble(_measured_ranks(profile))
 
     def _assemble(self, ranks: Mapping[int, Sequence[float]] | None) -> Rows:
         model = self.model
-        return assemble(
-            model.info, model.scales(), self.sampling, self.profile, ranks, self.grid, self.tile
-        )
+        return assemble(model.info, model.scales(), self.sampling, self.profile, ranks, self.grid)
 
     def work(self) -> Work:
         """Count the model work and time one exact batch to say how long it will take."""

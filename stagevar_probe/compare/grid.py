@@ -56,7 +56,6 @@ def assemble(
     profile: Profile | None,
     ranks: Ranks | None,
     grid: Grid | None,
-    tile: int = 1,
 ) -> Rows:
     """Every row of a comparison, the exact path first. ``grid`` None leaves the grid out."""
     entries = [Row(EXACT, EXACT)]
@@ -75,7 +74,7 @@ def assemble(
             left_out[name] = str(error.errors()[0]["msg"])
             continue
         entries.append(Row(name, kind, made, facts=facts))
-    return lineup(entries, left_out, info, scales, sampling, tile)
+    return lineup(entries, left_out, info, scales, sampling)
 
 
 def presets_and_plans(
@@ -102,7 +101,6 @@ def lineup(
     info: ModelInfo,
     scales: tuple[ScaleSpec, ...],
     sampling: Sampling,
-    tile: int = 1,
 ) -> Rows:
     """Compile entries; those the model cannot run join ``left_out``, equal plans run once."""
     left_out = dict(left_out)
@@ -112,7 +110,7 @@ def lineup(
     kept = []
     for entry in entries:
         try:
-            plan = entry.compile(info, scales, sampling, tile)
+            plan = entry.compile(info, scales, sampling)
         except ProfileError as error:
             left_out[entry.name] = str(error)
             continue

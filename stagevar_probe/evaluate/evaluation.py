@@ -76,9 +76,7 @@ def suite_inputs(
     return Inputs(name, prompts, seeds, encode), tuple(k for k, _ in asked)
 
 
-def evaluation_lineup(
-    model: ScaleModel, sampling: Sampling, profile: Profile | None, tile: int = 1
-) -> Rows:
+def evaluation_lineup(model: ScaleModel, sampling: Sampling, profile: Profile | None) -> Rows:
     """The exact path, the same without guidance and sampled cooler (what a calibrated plan may gain
     by temperature alone), every preset, every plan of the profile."""
     info, scales = model.info, model.scales()
@@ -89,7 +87,7 @@ def evaluation_lineup(
     cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
     first = [Row(EXACT, EXACT), Row(UNGUIDED, "guidance", guidance=none)]
     first.append(Row(CONTROL, "temperature", cool))
-    return lineup([*first, *entries], left_out, info, scales, sampling, tile)
+    return lineup([*first, *entries], left_out, info, scales, sampling)
 
 
 def run_suite(

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import Plan, compile_plan
+from stagevar_runtime.loop.plan import Plan, plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import FeatureOption, PlanStep
@@ -56,23 +56,23 @@ def cost_plans(
 
     Measured directions take as long as random ones, which every scale has.
     """
-    scales, info = model.scales(), model.info
-    guided = len(compile_plan((), info, scales, sampling)[0].branches)
+    scales = model.scales()
+    guided = len(plan_for(model, (), sampling)[0].branches)
     for rows in range(guided, 0, -1):
         drop = PlanStep(scale=0, guidance="cond") if rows < guided else None
-        yield rows, FULL, compile_plan([drop] if drop else [], info, scales, sampling)
+        yield rows, FULL, plan_for(model, [drop] if drop else [], sampling)
         for name, option in options.items():
             steps = [drop] if drop else []
             if isinstance(option, dict):
                 if rows == 2:
                     steps = [PlanStep(scale=k, null_keep=keep) for k, keep in option.items()]
-                    yield rows, name, compile_plan(steps, info, scales, sampling)
+                    yield rows, name, plan_for(model, steps, sampling)
                 continue
             change: dict[str, Any] = {"tokens": option}
             if isinstance(option, FeatureOption):
                 change = {"features": option.model_copy(update={"basis": "random"})}
             steps += [PlanStep(scale=s.index, **change) for s in scales[1:] if s.kind == "ar"]
-            yield rows, name, compile_plan(steps, info, scales, sampling)
+            yield rows, name, plan_for(model, steps, sampling)
 
 
 def measure_costs(

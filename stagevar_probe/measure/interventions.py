@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.loop.engine import Observer, advance, start
-from stagevar_runtime.loop.plan import Plan, compile_plan, storing
+from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for, storing
 from stagevar_runtime.model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
@@ -297,11 +297,9 @@ def run_chunk(
     ):
         own = [intervention for intervention in interventions if intervention.schedule == schedule]
         steps = space.strengths(schedule, len(scales))
-        plain = compile_plan(steps, model.info, scales, sampling)
+        plain = plan_for(model, steps, sampling)
         plans = {
-            intervention.name: compile_plan(
-                space.steps(intervention, len(scales)), model.info, scales, sampling
-            )
+            intervention.name: plan_for(model, space.steps(intervention, len(scales)), sampling)
             for intervention in own
         }
         trunk = _storing(plain, plans.values())

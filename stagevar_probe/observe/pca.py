@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.loop.engine import Observer, advance, start
-from stagevar_runtime.loop.plan import Plan, ScaleStep, exact_plan
+from stagevar_runtime.loop.plan import Plan, ScaleStep, plan_for
 from stagevar_runtime.model.protocol import ScaleModel, State
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, LowRank, Place, low_rank_of
@@ -107,7 +107,7 @@ def measure_bases(
     ``ranks``: how many are kept at each scale (:func:`measured_ranks`).
     """
     moments = Moments(low_rank_of(model), ranks)
-    plan = exact_plan(model.info, model.scales(), sampling)
+    plan = plan_for(model, (), sampling)
     inputs = inputs.chunk(0, BASIS_IMAGES)
     with moments.watching():
         for begin in range(0, len(inputs), batch):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile, TargetResult
@@ -315,7 +315,7 @@ def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None
         generate(
             model,
             part.condition(model),
-            compile_plan(steps, model.info, model.scales(), sampling),
+            plan_for(model, steps, sampling),
             sampling,
             list(part.seeds),
         )

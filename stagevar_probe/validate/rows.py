@@ -31,13 +31,11 @@ class Row:
     guidance: float | tuple[float, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def compile(
-        self, info: ModelInfo, scales: tuple[ScaleSpec, ...], sampling: Sampling, tile: int = 1
-    ) -> Plan:
+    def compile(self, info: ModelInfo, scales: tuple[ScaleSpec, ...], sampling: Sampling) -> Plan:
         """The plan it stands for. Raises ProfileError where the model cannot run it."""
         if self.guidance is not None:
             sampling = replace(sampling, guidance=self.guidance)
-        return compile_plan(self.steps, info, scales, sampling, tile)
+        return compile_plan(self.steps, info, scales, sampling)
 
 
 @dataclass(frozen=True)

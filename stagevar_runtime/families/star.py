@@ -23,7 +23,15 @@ from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.linear import Linear
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from ..model.protocol import (
+    Capabilities,
+    Conditioning,
+    ModelInfo,
+    ScaleSpec,
+    State,
+    split_depth,
+    tile_on,
+)
 from ..model.sampling import Noise, Sampling
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.layers import Attention, FeedForward, TextAttention
@@ -210,6 +218,7 @@ class STAR(CodebookModel):
             depth=config.depth,
             width=config.width,
             heads=config.heads,
+            tile=tile_on(self.device),
             groups=split_depth(config.depth, GROUPS),
             rows_independent=False,
             guidance="ramp",

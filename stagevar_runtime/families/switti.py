@@ -29,6 +29,7 @@ from ..model.protocol import (
     ScaleSpec,
     State,
     split_depth,
+    tile_on,
 )
 from ..model.sampling import Noise, Sampling
 from .parts.codebook import CodebookModel, checked_tokenizer
@@ -246,6 +247,7 @@ class Switti(CodebookModel):
             depth=config.depth,
             width=config.width,
             heads=config.heads,
+            tile=tile_on(self.device),
             groups=split_depth(config.depth, GROUPS),
             causal=config.causal,
             guidance="ramp",

@@ -19,7 +19,15 @@ from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import Capabilities, Conditioning, ModelInfo, ScaleSpec, State, split_depth
+from ..model.protocol import (
+    Capabilities,
+    Conditioning,
+    ModelInfo,
+    ScaleSpec,
+    State,
+    split_depth,
+    tile_on,
+)
 from ..model.sampling import Noise, Sampling
 from ..options.low_rank import Layer, LowRank
 from .parts.codebook import CodebookModel, checked_tokenizer
@@ -161,6 +169,7 @@ class VAR(CodebookModel):
             depth=config.depth,
             width=config.width,
             heads=config.heads,
+            tile=tile_on(self.device),
             groups=groups,
             guidance="ramp",
             inputs=("labels",),

@@ -18,7 +18,7 @@ from ..model.sampling import Noise, Sampling
 from ..options.guidance import combine
 from ..options.low_rank import low_rank_layers
 from ..options.tokens import resize
-from .plan import Plan, ScaleStep, exact_plan
+from .plan import Plan, ScaleStep, plan_for
 from .scale import Network, run_partly_guided, run_scale
 
 
@@ -114,7 +114,7 @@ def generate(
     """
     sampling = sampling or model.default_sampling
     scales = scales or model.scales()
-    plan = plan or exact_plan(model.info, scales, sampling)
+    plan = plan or plan_for(model, (), sampling, scales)
     clock = Clock(model.device)
     clock.mark()
     state = start(model, conditioning, plan, seed)
@@ -163,7 +163,7 @@ def replay(
     """
     sampling = sampling or model.default_sampling
     scales = scales or model.scales()
-    plan = plan or exact_plan(model.info, scales, sampling)
+    plan = plan or plan_for(model, (), sampling, scales)
     if len(ids) != len(plan):
         raise StagevarError(f"got ids for {len(ids)} scales, expected {len(plan)}")
     recorder = _Recorder()

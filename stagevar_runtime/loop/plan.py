@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..errors import ProfileError
-from ..model.protocol import Branch, ModelInfo, ScaleSpec
+from ..model.protocol import Branch, ModelInfo, ScaleModel, ScaleSpec
 from ..model.sampling import Sampling
 from ..options.guidance import Weights, plain_weights, published_weights
 from ..options.low_rank import FeatureStep
@@ -84,13 +84,12 @@ def compile_plan(
     info: ModelInfo,
     scales: tuple[ScaleSpec, ...],
     sampling: Sampling,
-    multiple: int = 1,
 ) -> Plan:
     """Resolve what a profile asks into one frozen step a scale.
 
     Args:
         steps: what differs from the exact path, scales ascending. Dropped guidance stays dropped.
-        multiple: kept tokens are rounded up to a multiple of this.
+        info: kept tokens are rounded up to a multiple of its ``tile``.
 
     Raises:
         ProfileError: a scale the model lacks, guidance that would have to return, a branch the
@@ -119,7 +118,7 @@ def compile_plan(
         off = _published_off(asked, sampling, scale)
         before, left = left, "cond" if off and mode in ("full", "delta") else mode
         _check_left(before, left, info, scale)
-        step = _step(asked, left, off, info, scale, published, sampling, multiple, partly)
+        step = _step(asked, left, off, info, scale, published, sampling, partly)
         plan.append(step)
         partly = bool(step.null_tokens) or (partly and step.run == "skip")
         if step.null_tokens:
@@ -129,9 +128,22 @@ def compile_plan(
     return tuple(_with_capacity(_with_store(whole)))
 
 
-def exact_plan(info: ModelInfo, scales: tuple[ScaleSpec, ...], sampling: Sampling) -> Plan:
-    """The published generation: every scale full."""
-    return compile_plan((), info, scales, sampling)
+def plan_for(
+    model: ScaleModel,
+    steps: Sequence[PlanStep] = (),
+    sampling: Sampling | None = None,
+    scales: tuple[ScaleSpec, ...] | None = None,
+) -> Plan:
+    """What ``model`` runs for these steps: without any, the published generation, every scale full.
+
+    Args:
+        sampling: None is the family's published default; ``scales``: None is the default schedule.
+
+    Raises:
+        ProfileError: as :func:`compile_plan`.
+    """
+    sampling = sampling or model.default_sampling
+    return compile_plan(steps, model.info, scales or model.scales(), sampling)
 
 
 def _mode(asked: PlanStep | None, current: Guidance, info: ModelInfo, scale: ScaleSpec) -> Guidance:
@@ -184,7 +196,6 @@ def _null_tokens(
     off: bool,
     info: ModelInfo,
     scale: ScaleSpec,
-    multiple: int,
     partly: bool,
 ) -> int:
     """On how many tokens the null branch runs; 0 where that is all of them, as at every scale
@@ -201,7 +212,7 @@ def _null_tokens(
         raise ProfileError(f"{where}, but guidance is dropped there")
     if asked.tokens is not None or scale.kind != "ar" or not scale.is_map:
         raise ProfileError(f"{where}, which needs a plain token map that runs in full")
-    keep = kept_tokens(asked.null_keep, scale.tokens, multiple)
+    keep = kept_tokens(asked.null_keep, scale.tokens, info.tile)
     return keep if keep < scale.tokens or partly else 0
 
 
@@ -213,7 +224,6 @@ def _step(
     scale: ScaleSpec,
     published: Weights,
     sampling: Sampling,
-    multiple: int,
     partly: bool,
 ) -> ScaleStep:
     guided = mode in ("full", "delta")
@@ -232,20 +242,18 @@ def _step(
         branches=("cond", "null") if mode == "full" else (ROWS[mode],),
         weights=weights if guided else None,
         delta=mode == "delta",
-        null_tokens=_null_tokens(asked, mode, off, info, scale, multiple, partly)
+        null_tokens=_null_tokens(asked, mode, off, info, scale, partly)
         if asked and asked.null_keep is not None
         else 0,
         temperature=sampling.temperature if temperature is None else temperature,
-        groups=_groups(asked.tokens if asked else None, info, scale, multiple),
+        groups=_groups(asked.tokens if asked else None, info, scale),
         features=_features(asked.features, info, scale) if asked and asked.features else None,
         smooth=guided,
         asked=asked,
     )
 
 
-def _groups(
-    option: TokenOption | None, info: ModelInfo, scale: ScaleSpec, multiple: int
-) -> tuple[GroupStep, ...]:
+def _groups(option: TokenOption | None, info: ModelInfo, scale: ScaleSpec) -> tuple[GroupStep, ...]:
     if option is None:
         return tuple(GroupStep(blocks) for blocks in info.groups)
     if scale.kind != "ar" or not scale.is_map:
@@ -265,10 +273,10 @@ def _groups(
         )
     groups = []
     for blocks, ratio in zip(spans, ratios, strict=True):
-        keep = kept_tokens(ratio, scale.tokens, multiple)
+        keep = kept_tokens(ratio, scale.tokens, info.tile)
         tokens = TokenStep(keep, option.select, option.restore) if keep < scale.tokens else None
         groups.append(GroupStep(blocks, tokens))
-    return tuple(groups) if any(g.tokens for g in groups) else _groups(None, info, scale, multiple)
+    return tuple(groups) if any(g.tokens for g in groups) else _groups(None, info, scale)
 
 
 def _features(option: FeatureOption, info: ModelInfo, scale: ScaleSpec) -> FeatureStep:

@@ -17,6 +17,7 @@ from .protocol import (
     ScaleSpec,
     State,
     split_depth,
+    tile_on,
 )
 from .sampling import Noise, Sampling, draw
 
@@ -36,4 +37,5 @@ __all__ = [
     "empty_caches",
     "load_exactly",
     "split_depth",
+    "tile_on",
 ]

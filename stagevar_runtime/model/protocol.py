@@ -22,6 +22,8 @@ from .sampling import Noise, Sampling
 
 Branch = Literal["cond", "null"]
 
+GPU_TILE = 8  # tokens a GPU's matrix units take at once
+
 
 @dataclass(frozen=True)
 class ScaleSpec:
@@ -61,6 +63,7 @@ class ModelInfo:
     wide their outputs are; empty where a family cannot.
     ``classes`` (0: none) and ``bits`` a token (0: ids of a vocabulary) describe inputs and outputs.
     ``config`` is what the tensors' shapes do not tell; it goes into the architecture fingerprint.
+    ``tile``: numbers of kept tokens are rounded up to a multiple of it (:func:`tile_on` a device).
     """
 
     family: str
@@ -82,6 +85,12 @@ class ModelInfo:
     layers: Mapping[str, int] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tile: int = 1
+
+
+def tile_on(device: torch.device) -> int:
+    """How many tokens a device works on at once: as many more cost no time there."""
+    return GPU_TILE if device.type == "cuda" else 1
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ...model.protocol import (
     ScaleSpec,
     State,
     split_depth,
+    tile_on,
 )
 from ...model.sampling import Noise, Sampling, draw
 from ...options.low_rank import LowRank
@@ -95,6 +96,7 @@ class Infinity:
             depth=config.depth,
             width=config.width,
             heads=config.heads,
+            tile=tile_on(self.device),
             groups=groups,
             guidance="linear",
             guides_logits=self._guides_logits,

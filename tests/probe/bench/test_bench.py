@@ -31,7 +31,7 @@ from stagevar_runtime.families.tokenizers.config import VQVAEConfig
 from stagevar_runtime.families.var import VAR, VARConfig
 from stagevar_runtime.families.var import Transformer as VARTransformer
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import exact_plan
+from stagevar_runtime.loop.plan import plan_for
 from tools import speed
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -206,7 +206,7 @@ def test_balanced_like_drops_guidance_and_tokens(tiny_var: VAR) -> None:
 
 
 def test_scale_flops_add_up(tiny_var: VAR) -> None:
-    plan = exact_plan(tiny_var.info, tiny_var.scales(), SAMPLING)
+    plan = plan_for(tiny_var, (), SAMPLING)
     by_scale = scale_flops(tiny_var.info, plan)
     assert sum(by_scale) == plan_flops(tiny_var.info, plan)
     assert by_scale == sorted(by_scale)

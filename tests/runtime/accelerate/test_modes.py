@@ -19,6 +19,7 @@ from stagevar_runtime.families.infinity.model import SCHEDULES_KEPT, Infinity
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import generate
+from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.model.lru import LRU
 from stagevar_runtime.profile import PlanStep
 
@@ -200,11 +201,11 @@ def test_rotations_are_kept_for_a_few_sizes() -> None:
     conditioning = model.condition(**prompts((3,)))
     ropes = []
     for ratio in (1.0, 2.0, 1.0):
-        plan = engine.exact_plan(model.info, model.scales(aspect_ratio=ratio), SAMPLING)
+        plan = plan_for(model, (), SAMPLING, model.scales(aspect_ratio=ratio))
         ropes.append(engine.start(model, conditioning, plan, 0).extra["rope"])
     assert ropes[0] is ropes[2] and ropes[0] is not ropes[1]
     for ratio in (0.333, 0.4, 0.5, 0.571, 0.667, 0.75, 0.8, 1.25, 1.333, 1.5):
-        plan = engine.exact_plan(model.info, model.scales(aspect_ratio=ratio), SAMPLING)
+        plan = plan_for(model, (), SAMPLING, model.scales(aspect_ratio=ratio))
         engine.start(model, conditioning, plan, 0)
     assert len(model._prepared) == SCHEDULES_KEPT
 

@@ -26,7 +26,7 @@ from stagevar_runtime.errors import (
 from stagevar_runtime.families.hart import HART
 from stagevar_runtime.families.parts.diffusion import denoising_steps
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_dropped_guidance_equals_one_branch_of_the_full_run(branch: str) -> None
 
 def test_the_last_scale_keeps_the_strength_of_the_one_before() -> None:
     model = tiny()
-    plan = exact_plan(model.info, model.scales(), Sampling(guidance=3.0))
+    plan = plan_for(model, (), Sampling(guidance=3.0))
     assert [step.weights[1] for step in plan] == pytest.approx([0.0, -1.0, -2.0, -2.0])
 
 

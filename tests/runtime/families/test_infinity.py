@@ -18,7 +18,7 @@ from stagevar_runtime.families.infinity.model import Infinity
 from stagevar_runtime.families.infinity.schedules import SCHEDULES
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import advance, start
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import ScaleSpec
 from stagevar_runtime.profile import PlanStep, TokenOption
 
@@ -264,7 +264,7 @@ def test_guidance_scale_by_scale(model: Infinity) -> None:
     conditioning = model.condition(**prompts((3,)))
     strengths = (1.0, 2.0, 3.0, 4.0, 4.0, 1.0, 1.0)
     sampling = Sampling(guidance=strengths, temperature=0.5, top_p=0.97)
-    plan = exact_plan(model.info, model.scales(), sampling)
+    plan = plan_for(model, (), sampling)
     assert [len(step.branches) for step in plan] == [2, 2, 2, 2, 2, 1, 1]  # 1 is no guidance
     ids = engine.generate(model, conditioning, plan, sampling, 1).ids
     got = engine.replay(model, conditioning, ids, plan, sampling=sampling)
@@ -320,7 +320,7 @@ def _before_last(
     model: Infinity, scales: tuple[ScaleSpec, ...]
 ) -> tuple[engine.State, ScaleSpec, Tensor]:
     """The state before the last scale after given ids, and that scale's input."""
-    plan = exact_plan(model.info, scales, SAMPLING)
+    plan = plan_for(model, (), SAMPLING, scales)
     with torch.inference_mode():
         state = start(model, model.condition(**prompts((3, 7))), plan, 0)
         for step, ids in zip(plan[:-1], _ids(model, scales), strict=False):

@@ -20,7 +20,7 @@ from stagevar_runtime import Sampling, load
 from stagevar_runtime.errors import CheckpointError, ProfileError, StagevarError
 from stagevar_runtime.families.switti import Switti
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 CPU = torch.device("cpu")
@@ -211,7 +211,7 @@ def test_tokens_keep_their_positions(select: str) -> None:
         exact = engine.generate(model, inputs, None, SAMPLING, 1)
         assert torch.equal(got.canvas, exact.canvas) == same
     x, scale = torch.randn(6, 9, 64), model.scales()[2]
-    plan = exact_plan(model.info, model.scales(), SAMPLING)
+    plan = plan_for(model, (), SAMPLING)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0)).expand(6, -1)
     straight = model.run(engine.start(model, inputs, plan, 0), scale, x, range(2))
     shuffled = model.run(
@@ -224,7 +224,7 @@ def test_published_defaults_drop_guidance_and_smooth() -> None:
     """Switti-1024: Gumbel-softmax from scale 2, off from 11 with temperature 0.1."""
     model = tiny(sides=(1, 2, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5), depth=1)
     sampling = model.default_sampling
-    plan = exact_plan(model.info, model.scales(), sampling)
+    plan = plan_for(model, (), sampling)
     assert [len(step.branches) for step in plan] == [2] * 11 + [1] * 3
     assert [step.temperature for step in plan] == [1.0] * 11 + [0.1] * 3
     assert [step.smooth for step in plan] == [True] * 11 + [False] * 3

@@ -17,7 +17,7 @@ from stagevar_runtime.kernels import linear as products
 from stagevar_runtime.kernels.linear import Linear, linear, pack
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.sampling import mask_logits
 from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 
@@ -165,4 +165,4 @@ def test_fast_path_equals_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     for a, b in zip(fast.logits, plain.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
     torch.testing.assert_close(fast.image, plain.image, atol=1e-4, rtol=0)
-    assert len(exact_plan(model.info, model.scales(), SAMPLING)) == 4
+    assert len(plan_for(model, (), SAMPLING)) == 4

@@ -10,7 +10,7 @@ from stagevar_runtime import Sampling
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import Observer, advance, generate, start
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.options.restorers import RESTORERS
 from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.profile import PlanStep, TokenOption
@@ -97,7 +97,7 @@ def test_dropping_guidance_halves_the_cache(tiny_var: VAR) -> None:
 
 def test_no_guidance_runs_one_branch_and_equals_the_cond_rows(tiny_var: VAR) -> None:
     off = Sampling(guidance=0.0, top_k=20, top_p=0.95)
-    plan = exact_plan(tiny_var.info, tiny_var.scales(), off)
+    plan = plan_for(tiny_var, (), off)
     assert all(step.branches == ("cond",) for step in plan)
     conditioning = tiny_var.condition(labels=[2])
     ids = generate(tiny_var, conditioning, plan, off, 3).ids

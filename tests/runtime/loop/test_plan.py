@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import advance, generate, start
-from stagevar_runtime.loop.plan import GroupStep, Plan, TokenStep, compile_plan, exact_plan
+from stagevar_runtime.loop.plan import GroupStep, Plan, TokenStep, compile_plan, plan_for
 from stagevar_runtime.model.kvcache import KVCache
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec, split_depth
 from stagevar_runtime.model.sampling import Sampling
@@ -35,8 +35,8 @@ def info_of(**changes: Any) -> ModelInfo:
     return ModelInfo(family="toy", width=64, heads=2, **(base | changes))
 
 
-def compiled(*steps: PlanStep, info: ModelInfo | None = None, **changes: Any) -> Plan:
-    return compile_plan(steps, info or info_of(), SCALES, SAMPLING, **changes)
+def compiled(*steps: PlanStep, info: ModelInfo | None = None) -> Plan:
+    return compile_plan(steps, info or info_of(), SCALES, SAMPLING)
 
 
 def refused(*steps: PlanStep, info: ModelInfo | None = None, scales=SCALES) -> str:
@@ -127,7 +127,7 @@ def test_keep_of_everything_is_full() -> None:
 
 def test_kept_tokens_are_rounded_up_to_tiles() -> None:
     option = TokenOption(keep=(0.3, 0.9), select="norm", restore="none")
-    groups = compiled(PlanStep(scale=3, tokens=option), multiple=8)[3].groups
+    groups = compiled(PlanStep(scale=3, tokens=option), info=info_of(tile=8))[3].groups
     assert groups[0].tokens == TokenStep(8, "norm", "none")
     assert groups[1].tokens is None  # 14 of 16 rounds up to all
 
@@ -224,7 +224,7 @@ def test_any_valid_plan_compiles_runs_and_keeps_its_promises(
 
 
 def test_exact_plan_of_the_model(tiny_var: VAR) -> None:
-    plan = exact_plan(tiny_var.info, tiny_var.scales(), SAMPLING)
+    plan = plan_for(tiny_var, (), SAMPLING)
     assert all(len(step.branches) == 2 and not step.store and not step.reduced for step in plan)
     assert {step.capacity for step in plan} == {30}
 
@@ -249,7 +249,7 @@ def test_presets_compile(name: str, count: int) -> None:
         (info_of(guidance="ramp", guidance_held=True), hart),
     ):
         plan = compile_plan(preset(name, info, scales), info, scales, SAMPLING)
-        assert plan != exact_plan(info, scales, SAMPLING)
+        assert plan != compile_plan((), info, scales, SAMPLING)
 
 
 @pytest.mark.parametrize("name", PRESETS)

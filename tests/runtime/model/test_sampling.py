@@ -12,7 +12,7 @@ from stagevar_runtime import Sampling
 from stagevar_runtime.errors import ProfileError, StagevarError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan, exact_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.sampling import Noise, mask_logits
 from stagevar_runtime.profile import PlanStep
 
@@ -50,7 +50,7 @@ def test_dropped_guidance_is_not_smoothed(tiny_var: VAR) -> None:
     steps = [PlanStep(scale=2, guidance="cond")]
     plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), smooth)
     assert [step.smooth for step in plan] == [True, True, False, False]
-    off = exact_plan(tiny_var.info, tiny_var.scales(), replace(smooth, guidance=0.0))
+    off = plan_for(tiny_var, (), replace(smooth, guidance=0.0))
     assert all(step.branches == ("cond",) and step.smooth for step in off)
 
 
@@ -87,7 +87,7 @@ def test_own_noise_of_an_image_does_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("off", [0, 3])
 def test_a_published_drop_can_be_moved_by_a_plan(tiny_var: VAR, off: int) -> None:
     sampling = replace(SAMPLING, guidance_off_from=off, temperature_off=0.5)
-    exact = exact_plan(tiny_var.info, tiny_var.scales(), sampling)
+    exact = plan_for(tiny_var, (), sampling)
     assert [len(step.branches) for step in exact] == [2] * off + [1] * (4 - off)
     assert [step.temperature for step in exact] == [1.0] * off + [0.5] * (4 - off)
     full = [PlanStep(scale=k, guidance="full") for k in range(4)]

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from .accelerate.modes import accelerate
-from .checkpoint.reader import Checkpoint, check_finite, open_checkpoint
+from .checkpoint.reader import SUFFIXES, Checkpoint, check_finite, open_checkpoint
 from .errors import CheckpointError, StagevarError
 from .families import Family, recognise
 from .pipeline import Pipeline
 from .profile.schema import Profile
+from .source import Source, checked_device, main_checkpoints, saved_options
 from .text import Encode, encoder_for
 
 
@@ -51,12 +52,14 @@ def load(
         UnsupportedModelError: no known family recognises it.
         ProfileError: the profile is broken; ProfileMismatchError: it is another model's.
     """
-    device = _device(device)
+    device = checked_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    opened = open_checkpoint(_model_folder(Path(checkpoint)))
+    checkpoint = _model_path(Path(checkpoint))
+    opened = open_checkpoint(checkpoint)
+    options = saved_options(checkpoint) | dict(options or {})
     family = recognise(opened.tensors, checkpoint)
     codes = _tokenizer(opened, family, tokenizer)
-    unknown = set(options or {}) - set(family.options)
+    unknown = set(options) - set(family.options)
     if unknown:
         raise StagevarError(
             f"the {family.family} family has no option {sorted(unknown)}, "
@@ -64,38 +67,31 @@ def load(
         )
     check_finite(opened.tensors, opened.path)
     check_finite(codes.tensors, codes.path)
-    try:
-        model = family.from_checkpoint(opened, codes, device, dtype, options or {})
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint}: {error}") from error
+    source = Source(family, opened, codes, options)
+    model = source.build(device, dtype)
     encode = (
         text_encoder
         if callable(text_encoder) or model.info.classes
-        else encoder_for(family.family, text_encoder, device, Path(checkpoint))
+        else encoder_for(family.family, text_encoder, device, checkpoint)
     )
-    pipeline = Pipeline(model, opened, encode if callable(encode) else None)
+    pipeline = Pipeline(model, source, encode if callable(encode) else None)
     if compile != "off":
         pipeline.fast = accelerate(model, compile)
     pipeline.use_profile(profile, strict=strict)
     return pipeline
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise StagevarError(f"got device {device!r}, expected cpu, cuda or cuda:NUMBER") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise StagevarError(
-            f"got device {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return found
-
-
-def _model_folder(path: Path) -> Path:
-    """``llm`` inside a published HART repository, anything else as it is."""
+def _model_path(path: Path) -> Path:
+    """``llm`` inside a published HART repository, the one model's file beside its tokenizer in a
+    folder, anything else as it is."""
+    if not path.is_dir():
+        return path
     inside = path / "llm"
-    return inside if inside.is_dir() and not any(path.glob("*.safetensors")) else path
+    if inside.is_dir() and not any(path.glob("*.safetensors")):
+        return inside
+    weights = [file.name for file in path.iterdir() if file.suffix in SUFFIXES]
+    found = main_checkpoints(weights)
+    return path / found[0] if len(weights) > 1 and len(found) == 1 else path
 
 
 def _tokenizer(opened: Checkpoint, family: type[Family], given: str | Path | None) -> Checkpoint:
@@ -106,9 +102,13 @@ def _tokenizer(opened: Checkpoint, family: type[Family], given: str | Path | Non
     if inside:
         return replace(opened, tensors=opened.parts[inside[0]])
     folder = opened.path if opened.path.is_dir() else opened.path.parent
-    beside = sorted(
-        {path.resolve() for pattern in family.tokenizer_patterns for path in folder.glob(pattern)}
-        - {opened.path.resolve()}
+    beside = sorted(  # under their own names: a Hub cache holds links to files without any
+        {
+            path.resolve(): path
+            for pattern in family.tokenizer_patterns
+            for path in folder.glob(pattern)
+            if path.resolve() != opened.path.resolve()
+        }.values()
     )
     if len(beside) == 1:
         return open_checkpoint(beside[0])

@@ -11,10 +11,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .accelerate.modes import Acceleration
-from .checkpoint.reader import Checkpoint
+from .accelerate.modes import Acceleration, accelerate
+from .diffusers_style import DiffusersStyle
 from .errors import ProfileError, StagevarError
 from .loop import engine
 from .loop.engine import Generation
@@ -32,8 +33,9 @@ from .profile.fingerprint import (
 )
 from .profile.presets import PRESETS, Ranks, preset
 from .profile.schema import PlanStep, Profile
+from .source import Source
 from .summary import Summary, memory_use, summary_row
-from .text import Encode
+from .text import Encode, TextEncoder
 
 logger = logging.getLogger("stagevar_runtime")
 
@@ -41,13 +43,15 @@ MEMORY = Path("<memory>")  # where a profile lies that was given as an object
 SHAPES_KEPT = 64  # shapes whose first call's time is remembered
 
 
-class Pipeline:
-    """A model, what it was loaded from, and the plan it runs."""
+class Pipeline(DiffusersStyle):
+    """A model, what it was loaded from, and the plan it runs.
 
-    def __init__(self, model: ScaleModel, opened: Checkpoint, encode: Encode | None = None) -> None:
-        self.model, self.encode = model, encode
-        self.path, self.settings = opened.path, opened.settings
-        self._opened = opened
+    ``pipe(prompt=...)`` and other names of diffusers' are in :mod:`.diffusers_style`.
+    """
+
+    def __init__(self, model: ScaleModel, source: Source, encode: Encode | None = None) -> None:
+        self.model, self.encode, self.source = model, encode, source
+        self.path, self.settings = source.opened.path, source.opened.settings
         self.profile: Profile | None = None
         self.profile_source = "none"
         self.plan_name = "exact"
@@ -61,7 +65,7 @@ class Pipeline:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Hashes of the architecture and of the weights (read once, when first needed)."""
-        return fingerprint(self.model, self._opened.tensors)
+        return fingerprint(self.model, self.source.opened.tensors)
 
     def condition(self, **inputs: Any) -> Conditioning:
         """The model's :meth:`condition`."""
@@ -283,7 +287,14 @@ class Pipeline:
         self._last = made
         return made
 
-    __call__ = generate
+    def remake(self, device: torch.device, dtype: torch.dtype) -> None:
+        """The model once more, from its files; profile, plan, bases and mode stay as they are."""
+        model = self.source.build(device, dtype)
+        if model.info.layers:
+            low_rank_of(model).use(*low_rank_of(self.model).bases)
+        self.model = model
+        self.fast = accelerate(model, self.fast.mode)
+        self._set(self._steps, self.plan_name)
 
     def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Prompts as the inputs of the model's ``condition``.
@@ -296,7 +307,14 @@ class Pipeline:
                 f"got prompts, but the {self.model.info.family} family draws from "
                 f"{', '.join(self.model.info.inputs)}"
             )
-        return dict(self.encode(list(prompts)))
+        if not self.offloads:
+            return dict(self.encode(list(prompts)))
+        assert isinstance(self.encode, TextEncoder)
+        self.encode.to(self.model.device)
+        try:
+            return dict(self.encode(list(prompts)))
+        finally:
+            self.encode.to(torch.device("cpu"))
 
     def read_condition(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts as the model's conditioning."""

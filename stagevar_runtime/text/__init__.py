@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from .qwen import QwenEncoder
 from .t5 import T5Encoder
 from .words import SUFFIX, load_words, words_beside
 
-__all__ = ["ClipEncoder", "Encode", "QwenEncoder", "T5Encoder", "encoder_for"]
+__all__ = ["ClipEncoder", "Encode", "QwenEncoder", "T5Encoder", "TextEncoder", "encoder_for"]
 
 logger = logging.getLogger("stagevar_runtime")
 
 Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Prompts → what the family's ``condition`` takes, by name."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """An :data:`Encode` that can be moved: ``encode`` reads prompts, ``to`` takes a device."""
+
+    encode: Encode
+    to: Callable[[torch.device], object]
+
+    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        return self.encode(prompts)
 
 
 def encoder_for(
@@ -44,24 +56,30 @@ def encoder_for(
         source = words_beside(checkpoint)
     said = str(source) if source is not None else None
     if said is not None and said.endswith(SUFFIX):
-        return load_words(Path(said), device).encode
+        words = load_words(Path(said), device)
+        return TextEncoder(words.encode, words.to)
     if said is not None and ":" in said and not Path(said).exists():
         return _imported(said)
     how: dict[str, Any] = {"device": device} | ({} if said is None else {"source": said})
     if family == "infinity":
         t5 = T5Encoder(**how)
-        return lambda prompts: dict(zip(("text", "mask"), t5.encode(prompts), strict=True))
+        return TextEncoder(
+            lambda prompts: dict(zip(("text", "mask"), t5.encode(prompts), strict=True)), t5.to
+        )
     if family == "switti":
         both = SWITTI_ENCODERS if said is None else tuple(said.split(","))
-        return ClipEncoder.switti(both, device=device).encode
+        clip = ClipEncoder.switti(both, device=device)
+        return TextEncoder(clip.encode, clip.to)
     if family == "star":
-        return ClipEncoder.star(**how).encode
+        clip = ClipEncoder.star(**how)
+        return TextEncoder(clip.encode, clip.to)
     if family == "hart":
         logger.warning(
             "prompts are read without HART's published system prompt, which it was trained with: "
             "pass text_encoder=QwenEncoder(system_prompt).encode to give it"
         )
-        return QwenEncoder("", **how).encode
+        qwen = QwenEncoder("", **how)
+        return TextEncoder(qwen.encode, qwen.to)
     raise StagevarError(f"the {family} family has no text encoder of its own: pass module:function")
 
 

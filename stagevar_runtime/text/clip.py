@@ -88,6 +88,12 @@ class ClipEncoder:
         ]
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]} | self._null
 
+    def to(self, device: torch.device) -> None:
+        """Encode there from now on; what was loaded moves along."""
+        self.device, self._null = device, None
+        for _, encoder in self._parts:
+            encoder.to(device)
+
     def drop(self) -> None:
         """Forget the encoders and free their memory; the next prompts load them again."""
         self._parts = []

@@ -67,6 +67,12 @@ class QwenEncoder:
         ]
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
+    def to(self, device: torch.device) -> None:
+        """Encode there from now on; what was loaded moves along."""
+        self.device = device
+        if self._parts is not None:
+            self._parts[1].to(device)
+
     def drop(self) -> None:
         """Forget the encoder and free its memory; the next prompts load it again."""
         self._parts = None

@@ -85,6 +85,12 @@ class T5Encoder:
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask.to(self.device)
 
+    def to(self, device: torch.device) -> None:
+        """Encode there from now on; what was loaded moves along."""
+        self.device = device
+        if self._parts is not None:
+            self._parts[1].to(device)
+
     def drop(self) -> None:
         """Forget the encoder and free its memory; the next new prompt loads it again."""
         self._parts = None

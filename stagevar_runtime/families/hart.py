@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
+from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
+from ..kernels.mounted import NONE, Kernels
+from ..kernels.norms import Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Capabilities,
@@ -34,7 +37,7 @@ from ..model.sampling import Noise, Sampling
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.diffusion import DiffusionHead, NumberEmbedding, denoising_steps
 from .parts.layers import Attention, FeedForward, GatedFeedForward, Head, RMSNorm, ada_linear
-from .parts.rope import Rotation, at_positions, grid_angles, rotate_halves, text_angles
+from .parts.rope import at_positions, grid_angles, text_angles
 from .parts.text_inputs import checked_mask, checked_text
 from .tokenizers.vqvae import VQVAE
 
@@ -133,7 +136,7 @@ class Block(nn.Module):
     def __init__(self, config: HARTConfig) -> None:
         super().__init__()
         c = config.width
-        self.attn = Attention(c, config.heads, config.l2_norm, "qkv_proj", rotate_halves)
+        self.attn = Attention(c, config.heads, config.l2_norm, "qkv_proj", "halves")
         self.ffn = (GatedFeedForward if config.gated else FeedForward)(c, config.hidden)
         self.ln_wo_grad = RMSNorm(c)  # it has a weight, its name notwithstanding
         if config.modulation == "table":
@@ -142,14 +145,13 @@ class Block(nn.Module):
             self.ada_lin = ada_linear(c, 6)
 
     def forward(
-        self, x: Tensor, modulation: Modulation, rotation: Rotation, cache: KVCache
-    ) -> Tensor:
-        if modulation is None:
-            x = x + self.attn(self.ln_wo_grad(x), cache, rotation)
-            return x + self.ffn(self.ln_wo_grad(x))
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        x = x + self.attn(self.ln_wo_grad(x) * (1 + scale1) + shift1, cache, rotation) * gamma1
-        return x + self.ffn(self.ln_wo_grad(x) * (1 + scale2) + shift2) * gamma2
+        self, x: Residual, modulation: Modulation, rotation: Rotation, cache: KVCache
+    ) -> None:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation or (None,) * 6
+        norm = self.ln_wo_grad.spec
+        y = self.attn(x.normed(norm, scale1, shift1), cache, rotation)
+        x.add(y, gamma1, stepwise=True)
+        x.add(self.ffn(x.normed(norm, scale2, shift2)), gamma2, stepwise=True)
 
 
 class NormedHead(Head):
@@ -185,6 +187,7 @@ class HART(CodebookModel):
     """A HART transformer with its hybrid tokenizer, speaking the model protocol."""
 
     family = "hart"
+    kernels: Kernels = NONE
     capabilities = Capabilities(tokens="all but first and last")
     tokenizer_patterns = ("../tokenizer", "tokenizer")
     unused_tensors = UNUSED_BUFFERS
@@ -331,12 +334,15 @@ class HART(CodebookModel):
         )
 
     def _modulation(self, block: Any, average: Tensor, pooled: Tensor) -> Modulation:
-        """Six ``(rows, 1, C)``: gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        """Six ``(rows, 1, C)``: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2."""
         if self.config.modulation == "none":
             return None
         if self.config.modulation == "table":
-            return (block.scale_shift_table + average[:, None]).split(1, dim=1)
-        return block.ada_lin(pooled).unflatten(1, (1, 6, -1)).unbind(2)
+            six = (block.scale_shift_table + average[:, None]).split(1, dim=1)
+        else:
+            six = block.ada_lin(pooled).unflatten(1, (1, 6, -1)).unbind(2)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = six
+        return gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2
 
     def embed(self, state: State, scale: ScaleSpec) -> Tensor:
         """Scale 0: the text; later: the canvas so far, shrunk to this scale."""
@@ -363,18 +369,18 @@ class HART(CodebookModel):
     ) -> Tensor:
         """Blocks ``blocks`` on all tokens, or on those at ``positions`` ``(rows, m)``."""
         rotation = at_positions(state.rows["rotation"], positions)
+        stream = Residual(x, self.kernels)
         for i in blocks:
-            modulation = state.rows["blocks"][i]
-            x = self.transformer.blocks[i](x, modulation, rotation, state.kv[i])
-        return x
+            self.transformer.blocks[i](stream, state.rows["blocks"][i], rotation, state.kv[i])
+        return stream.value()
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V)``; at scale 0 of every text token, of which the last one counts."""
         t = self.transformer
         if scale.kind == "final":
             state.extra["hidden"] = x.float()
-        factor, shift = state.rows["head"].unbind(2)
-        return t.head(t.head_nm.ln_wo_grad(x.float()) * (factor + 1) + shift)
+        norm = t.head_nm.ln_wo_grad.spec
+        return t.head(t.head_nm.normed(x.float(), state.rows["head"], norm))
 
     def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
         """Ids ``(B, n)``; one id at scale 0."""

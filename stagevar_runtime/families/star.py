@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
+from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
+from ..kernels.mounted import NONE, Kernels
+from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Capabilities,
@@ -35,7 +37,7 @@ from ..model.protocol import (
 from ..model.sampling import Noise, Sampling
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.layers import Attention, FeedForward, TextAttention
-from .parts.rope import Rotation, at_positions, axial_angles, rotate_pairs
+from .parts.rope import at_positions, axial_angles
 from .parts.text_inputs import additive, text_and_pooled
 from .tokenizers.vqvae import VQVAE
 
@@ -149,28 +151,22 @@ class Block(nn.Module):
     def __init__(self, config: STARConfig) -> None:
         super().__init__()
         c, h = config.width, config.heads
-        self.attn = Attention(c, h, config.l2_norm, rotate=rotate_pairs)
+        self.attn = Attention(c, h, config.l2_norm, rotate="pairs")
         self.cross_attn = TextAttention(c, h, config.context_width, config.l2_norm)
         self.ffn = FeedForward(c, config.hidden)
 
     def forward(
         self,
-        x: Tensor,
+        x: Residual,
         batch: int,
         text: tuple[Tensor, Tensor],
         mask: Tensor,
         rotation: Rotation,
         cache: KVCache,
-    ) -> Tensor:
-        x = x + self.attn(plain_norm(x), cache, rotation)
-        seen = self.cross_attn(plain_norm(x[:batch]), text, mask)
-        x = x + seen.repeat(x.shape[0] // batch, 1, 1)  # the null rows get their cond rows'
-        return x + self.ffn(plain_norm(x))
-
-
-def plain_norm(x: Tensor) -> Tensor:
-    """Layer norm without weights."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    ) -> None:
+        x.add(self.attn(x.normed(), cache, rotation))
+        x.add(self.cross_attn(x.normed(rows=batch), text, mask))  # null rows get their cond rows'
+        x.add(self.ffn(x.normed()))
 
 
 class Transformer(nn.Module):
@@ -197,6 +193,7 @@ class STAR(CodebookModel):
     """
 
     family = "star"
+    kernels: Kernels = NONE
     draw_first = False
     capabilities = Capabilities(alone=("cond",))
     tokenizer_patterns = ("[vV][aA][eE]*.pth", "[vV][aA][eE]*.safetensors")
@@ -360,11 +357,13 @@ class STAR(CodebookModel):
         be the same in both rows of an image."""
         rotation = at_positions(self._rotations[scale.index], positions)
         text, mask = state.extra["text"], state.extra["mask"]
+        stream = Residual(x, self.kernels)
         for i in blocks:
-            x = self.transformer.blocks[i](x, state.batch, text[i], mask, rotation, state.kv[i])
-        return x
+            block = self.transformer.blocks[i]
+            block(stream, state.batch, text[i], mask, rotation, state.kv[i])
+        return stream.value()
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V)``."""
         x = x.float()
-        return self.transformer.head_logits(plain_norm(x) if self.config.logit_norm else x)
+        return self.transformer.head_logits(PLAIN(x) if self.config.logit_norm else x)

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError
 from ..kernels.attention import attend
+from ..kernels.heads import Heads, Rotation, split_heads
 from ..kernels.linear import Linear
+from ..kernels.mounted import NONE, Kernels
+from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Branch,
@@ -40,9 +42,9 @@ from .parts.layers import (
     Head,
     RMSNorm,
     ada_linear,
-    modulated,
+    cached_heads,
 )
-from .parts.rope import Rotation, at_positions, axial_angles, rotate_pairs
+from .parts.rope import at_positions, axial_angles
 from .parts.text_inputs import additive, text_and_pooled
 
 GROUPS = 4
@@ -113,37 +115,26 @@ class SwittiConfig:
             ) from missing
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``(rows, n, C)`` → ``(rows, H, n, c)``."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def whole_norm(x: Tensor) -> Tensor:
-    """Layer norm without weights over the full width, before heads are split."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
 class SelfAttention(nn.Module):
     """Attention within the scale, or with a cache also to earlier ones."""
 
+    kernels: Kernels = NONE
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.how = Heads(heads, "whole", "pairs")
         self.heads, self.scale = heads, (width // heads) ** -0.5
         self.to_qkv, self.proj = Linear(width, 3 * width), Linear(width, width)
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None) -> Tensor:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
-        q, k = split_heads(whole_norm(q), self.heads), split_heads(whole_norm(k), self.heads)
-        v = split_heads(v, self.heads)
-        if rotation is not None:
-            q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        q, k, v = cached_heads(self.to_qkv(x), self.how, self.kernels, None, rotation, cache)
         return self.proj(attend(q, k, v, self.scale))
 
 
 class CrossAttention(nn.Module):
     """Attention to the text, whose keys and values are computed once."""
+
+    kernels: Kernels = NONE
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -154,10 +145,11 @@ class CrossAttention(nn.Module):
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """``(rows, H, T, c)`` each, of normed text ``(rows, T, context)``."""
         k, v = self.to_kv(text).chunk(2, dim=-1)
-        return split_heads(whole_norm(k), self.heads), split_heads(v, self.heads)
+        k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (PLAIN(k), v))
+        return k, v
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        q = split_heads(whole_norm(self.to_q(x)), self.heads)
+        (q,) = split_heads(self.to_q(x), Heads(self.heads, "whole", parts=1), self.kernels)
         return self.proj(attend(q, *text, self.scale, mask))
 
 
@@ -188,20 +180,20 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Residual,
         modulation: Modulation,
         text: tuple[Tensor, Tensor],
         mask: Tensor,
         rotation: Rotation | None,
         cache: KVCache | None,
-    ) -> Tensor:
+    ) -> None:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        y = self.attn(self.self_attention_norm1(x) * scale1 + shift1, rotation, cache)
-        x = x + self.self_attention_norm2(y) * gamma1
-        y = self.cross_attn(self.cross_attention_norm1(x), text, mask)
-        x = x + self.cross_attention_norm2(y)
-        y = self.ffn(self.ffn_norm1(x) * scale2 + shift2)
-        return x + self.ffn_norm2(y) * gamma2
+        y = self.attn(x.normed(self.self_attention_norm1.spec, scale1, shift1), rotation, cache)
+        x.add(y, gamma1, self.self_attention_norm2.spec, stepwise=True)
+        y = self.cross_attn(x.normed(self.cross_attention_norm1.spec), text, mask)
+        x.add(y, None, self.cross_attention_norm2.spec)
+        y = self.ffn(x.normed(self.ffn_norm1.spec, scale2, shift2))
+        x.add(y, gamma2, self.ffn_norm2.spec, stepwise=True)
 
 
 class Transformer(nn.Module):
@@ -231,6 +223,7 @@ class Switti(CodebookModel):
     """A Switti transformer with its tokenizer, speaking the model protocol."""
 
     family = "switti"
+    kernels: Kernels = NONE
     draw_first = False
     capabilities = Capabilities(returns="without AR")
     tokenizer_patterns = ("../[vV][qQ][vV][aA][eE]*", "[vV][qQ][vV][aA][eE]*")
@@ -392,17 +385,18 @@ class Switti(CodebookModel):
         if rotation is not None:
             rotation = at_positions(rotation, positions)
         rows = state.rows
+        stream = Residual(x, self.kernels)
         for i in blocks:
             cache = state.kv[i] if state.kv else None
-            x = self.transformer.blocks[i](
-                x, rows["blocks"][i], rows["text"][i], rows["mask"], rotation, cache
+            self.transformer.blocks[i](
+                stream, rows["blocks"][i], rows["text"][i], rows["mask"], rotation, cache
             )
-        return x
+        return stream.value()
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V)``; the head runs in the model's dtype, as published."""
-        factor, shift = state.rows["head"].unbind(2)
-        return self.transformer.head(modulated(x, factor + 1, shift)).float()
+        t = self.transformer
+        return t.head(t.head_nm.normed(x, state.rows["head"])).float()
 
     def keep(self, state: State, branch: Branch | None) -> None:
         """Without AR nothing is cached, so both branches may come back."""

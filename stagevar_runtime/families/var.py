@@ -18,6 +18,8 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
+from ..kernels.mounted import NONE, Kernels
+from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Capabilities,
@@ -31,7 +33,7 @@ from ..model.protocol import (
 from ..model.sampling import Noise, Sampling
 from ..options.low_rank import Layer, LowRank
 from .parts.codebook import CodebookModel, checked_tokenizer
-from .parts.layers import Attention, FeedForward, Head, ada_linear, modulated
+from .parts.layers import Attention, FeedForward, Head, ada_linear
 from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4  # groups of blocks that ranks and token reduction work on
@@ -115,12 +117,11 @@ class Block(nn.Module):
         }
 
     def forward(
-        self, x: Tensor, modulation: Modulation, cache: KVCache, narrow: LowRankLayers = WHOLE
-    ) -> Tensor:
+        self, x: Residual, modulation: Modulation, cache: KVCache, narrow: LowRankLayers = WHOLE
+    ) -> None:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        attended = self.attn(modulated(x, scale1, shift1), cache, narrow=narrow)
-        x = torch.addcmul(x, attended, gamma1)
-        return torch.addcmul(x, self.ffn(modulated(x, scale2, shift2), narrow), gamma2)
+        x.add(self.attn(x.normed(PLAIN, scale1, shift1), cache, narrow=narrow), gamma1)
+        x.add(self.ffn(x.normed(PLAIN, scale2, shift2), narrow), gamma2)
 
 
 class Transformer(nn.Module):
@@ -149,6 +150,7 @@ class VAR(CodebookModel):
     tokenizer_patterns = ("vae_*.pth", "vae_*.safetensors")
     unused_tensors = UNUSED_BUFFERS
     options: tuple[str, ...] = ()
+    kernels: Kernels = NONE
 
     def __init__(
         self, config: VARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
@@ -287,12 +289,13 @@ class VAR(CodebookModel):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Positions are in ``x`` already, so a subset of tokens needs none."""
+        stream = Residual(x, self.kernels)
         for i in blocks:
             narrow = state.narrow.get(i, WHOLE)
-            x = self.transformer.blocks[i](x, state.rows["blocks"][i], state.kv[i], narrow)
-        return x
+            self.transformer.blocks[i](stream, state.rows["blocks"][i], state.kv[i], narrow)
+        return stream.value()
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V)``."""
-        factor, shift = state.rows["head"].unbind(2)
-        return self.transformer.head(modulated(x.float(), factor + 1, shift))
+        t = self.transformer
+        return t.head(t.head_nm.normed(x.float(), state.rows["head"]))

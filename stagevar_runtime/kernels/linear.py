@@ -87,6 +87,25 @@ def linear(
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
+def gelu_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: LowRankLinear | None = None
+) -> Tensor:
+    """The definition of a layer with a tanh-approximated GELU behind it."""
+    return linear(x, weight, bias, gelu=True, narrow=narrow)
+
+
+def fused_gelu_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: LowRankLinear | None = None
+) -> Tensor:
+    """As :func:`gelu_linear`, bias and GELU in the product's own kernel (CUDA)."""
+    if narrow is not None:
+        x, weight, bias = linear(x, narrow.down), narrow.up, narrow.bias
+    if bias is None or torch.is_grad_enabled():
+        return gelu_linear(x, weight, bias)
+    y = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+    return y.unflatten(0, x.shape[:-1])
+
+
 @torch.no_grad()
 def pack(module: nn.Module) -> bool:
     """Have the weights of ``module``'s :class:`Linear` layers packed at their first use.

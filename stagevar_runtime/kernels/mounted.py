@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import one_line
 from . import heads, norms, pairs
 from .groups import normed as plain_group_norm
+from .linear import fused_gelu_linear, gelu_linear
 
 logger = logging.getLogger("stagevar_runtime")
 
@@ -35,6 +36,7 @@ class Kernels:
     split: Callable[..., tuple[Tensor, ...]] | None = None
     group_norm: Callable[..., Tensor] | None = None
     draw: Callable[..., Tensor] | None = None
+    gelu: Callable[..., Tensor] | None = None
 
     def names(self) -> list[str]:
         """The kernels that are there."""
@@ -54,21 +56,25 @@ def mount(module: object, kernels: Kernels) -> None:
 
 def fused(device: torch.device, dtype: torch.dtype) -> tuple[Kernels, list[str]]:
     """The kernels that work on ``device`` in ``dtype``, and what to say of those that do not."""
+    made: dict[str, Callable[..., Any]] = {}
+    found: dict[str, Any] = {}
+    notes = []
     try:
         from .groups_triton import group_norm
         from .heads_triton import split
         from .norms_triton import add_norm
         from .pairs_triton import draw
     except ImportError as error:
-        return NONE, [f"kernels: none (Triton is not there: {error})"]
-    found: dict[str, Any] = {}
-    notes = []
-    made: dict[str, Callable[..., Any]] = {
-        "add_norm": add_norm,
-        "split": split,
-        "group_norm": group_norm,
-        "draw": draw,
-    }
+        notes.append(f"kernels of Triton are left out: {error}")
+    else:
+        made = {
+            "add_norm": add_norm,
+            "split": split,
+            "group_norm": group_norm,
+            "draw": draw,
+        }
+    if device.type == "cuda":  # on a CPU PyTorch fuses another GELU
+        made["gelu"] = fused_gelu_linear
     for name, kernel in made.items():
         wrong = disagreement(name, kernel, device, dtype)
         if wrong:
@@ -166,9 +172,18 @@ def _check_draw(kernel: Any, device: torch.device, dtype: torch.dtype) -> Iterat
         yield kernel(logits, made, clocks), pairs.drawn(logits, made, clocks)
 
 
+def _check_gelu(kernel: Any, device: torch.device, dtype: torch.dtype) -> Iterator[Checked]:
+    normal = _generator(device)
+    weight, bias = normal(96, 64, dtype=dtype), normal(96, dtype=dtype)
+    for rows in (1, 40):
+        x = normal(rows, 1, 64, dtype=dtype) / 8
+        yield kernel(x, weight, bias), gelu_linear(x, weight, bias)
+
+
 CHECKS: dict[str, Callable[..., Iterator[Checked]]] = {
     "add_norm": _check_add_norm,
     "split": _check_split,
     "group_norm": _check_group_norm,
     "draw": _check_draw,
+    "gelu": _check_gelu,
 }

@@ -137,15 +137,17 @@ class Residual:
         factor: Tensor | None = None,
         shift: Tensor | None = None,
         dtype: torch.dtype | None = None,
+        rows: int | None = None,
     ) -> Tensor:
-        """``norm(x) · factor + shift`` of what the stream holds by now."""
+        """``norm(x) · factor + shift`` of what the stream holds by now; of its first ``rows``."""
         step, self._step = self._step, None
         run = self._kernels.add_norm
         if run is not None and can_add_norm(self._x, step, norm, factor):
             self._x, out = run(self._x, step, norm, factor, shift, dtype)
-        else:
-            self._x, out = add_norm(self._x, step, norm, factor, shift, dtype)
-        return out
+            return out[:rows]
+        if step is not None:
+            self._x = added(self._x, step)
+        return modulated(self._x[:rows], norm, factor, shift).to(dtype or self._x.dtype)
 
     def value(self) -> Tensor:
         """What the stream holds, ``(rows, n, C)``."""

@@ -52,6 +52,22 @@ class KVCache:
         if self.k is not None and self.v is not None and capacity > self.k.shape[2]:
             self._grow(self.k, self.v, capacity)
 
+    def claim(self, like: Tensor, rows: int, heads: int, n: int, dim: int) -> tuple[Tensor, Tensor]:
+        """Where the next keys and values go, ``(rows, heads, n, head_dim)`` each, of the type of
+        ``like``; they count as there from now on."""
+        end = self.length + n
+        if self.k is None or end > self.k.shape[2]:
+            empty = like.new_empty((rows, heads, 0, dim))
+            self._grow(empty, empty, max(end, self.capacity))
+        assert self.k is not None and self.v is not None
+        start, self.length = self.length, end
+        return self.k[:, :, start:end], self.v[:, :, start:end]
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, ``(rows, heads, length, head_dim)`` each."""
+        assert self.k is not None and self.v is not None
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add ``(rows, heads, n, head_dim)`` keys and values; return all keys and values so far."""
         end = self.length + k.shape[2]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import StagevarError
+from ..kernels.mounted import NONE, Kernels
+from ..kernels.pairs import Pairs, draw_pairs
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class Noise:
             return multinomial(flat, self.shared).view(batch, n)
         drawn = [multinomial(p, g) for p, g in zip(probabilities, self.derived(scale), strict=True)]
         return torch.stack(drawn).view(batch, n)
+
+    def clocks(self, batch: int, count: int, scale: int) -> Tensor:
+        """What :meth:`multinomial` draws for ``(batch, count, 2)`` probabilities: standard
+        exponential numbers."""
+        if not self.own:
+            clocks = torch.empty(batch * count, 2, device=self.device)
+            return clocks.exponential_(generator=self.shared).view(batch, count, 2)
+        drawn = [
+            torch.empty(count, 2, device=self.device).exponential_(generator=g)
+            for g in self.derived(scale)
+        ]
+        return torch.stack(drawn)
 
     def exponential(self, like: Tensor, scale: int) -> Tensor:
         """Standard exponential numbers in the shape of ``like`` ``(B, n, V)``."""
@@ -175,12 +189,22 @@ def mask_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, sampling: Sampling, noise: Noise, scale: int, bits: int = 0) -> Tensor:
+def draw(
+    logits: Tensor,
+    sampling: Sampling,
+    noise: Noise,
+    scale: int,
+    bits: int = 0,
+    kernels: Kernels = NONE,
+) -> Tensor:
     """Token ids ``(B, n)`` from guided, tempered logits ``(B, n, V)``.
 
     With ``bits``, logits are ``(B, n, 2 · bits)``, a pair a bit, and ids ``(B, n, bits)`` of 0, 1.
     """
     batch, n = logits.shape[:2]
+    if bits and kernels.draw is not None and sampling.top_k_at(scale) != 1:
+        clocks = noise.clocks(batch, n * bits, scale)
+        return draw_pairs(logits, Pairs(top_p=sampling.top_p), clocks, kernels)
     if bits:
         logits = logits.reshape(batch, n * bits, 2)
     masked = mask_logits(logits, sampling.top_k_at(scale), sampling.top_p)

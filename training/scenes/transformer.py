@@ -26,8 +26,9 @@ from stagevar_runtime.families.infinity.blocks import (
     Transformer,
 )
 from stagevar_runtime.families.parts.layers import MAX_LOG_SCALE
-from stagevar_runtime.families.parts.rope import at_positions, infinity_rotations, rotate_pairs
+from stagevar_runtime.families.parts.rope import at_positions, infinity_rotations
 from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
+from stagevar_runtime.kernels.heads import rotate_pairs
 from stagevar_runtime.kernels.linear import Linear
 from stagevar_runtime.text.words import WordEncoder
 

@@ -14,15 +14,16 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...errors import CheckpointError
 from ...kernels.attention import attend
+from ...kernels.heads import Heads, Rotation
 from ...kernels.linear import WHOLE, Linear, LowRankLayers, linear
+from ...kernels.mounted import NONE, Kernels
+from ...kernels.norms import PLAIN, Norm, Residual
 from ...model.kvcache import KVCache
 from ...options.low_rank import Layer
-from ..parts.layers import MAX_LOG_SCALE, FeedForward, Head, ada_linear, modulated
-from ..parts.rope import Rotation, rotate_pairs
+from ..parts.layers import MAX_LOG_SCALE, FeedForward, Head, ada_linear, cached_heads
 
 EPS = 1e-6
 Modulation = tuple[Tensor, ...]  # six of (rows, 1, C): gamma1, gamma2, 1 + scale1, 1 + scale2, ...
@@ -103,9 +104,12 @@ class InfinityConfig:
 class SelfAttention(nn.Module):
     """Attention over normalised, rotated queries and keys; keys have no bias."""
 
+    kernels: Kernels = NONE
+
     def __init__(self, config: InfinityConfig, scale_shape: torch.Size) -> None:
         super().__init__()
         c, self.heads = config.width, config.heads
+        self.how = Heads(self.heads, "unit", "pairs", rounds=False)
         self.mat_qkv = Linear(c, 3 * c, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(c)), nn.Parameter(torch.zeros(c))
         self.register_buffer("zero_k_bias", torch.zeros(c))
@@ -124,11 +128,8 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rotation: Rotation, cache: KVCache, narrow: LowRankLayers = WHOLE
     ) -> Tensor:
         qkv = linear(x, self.mat_qkv.weight, self.qkv_bias, narrow=narrow.get("qkv"))
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        q = rotate_pairs(F.normalize(q.float(), dim=-1) * self.query_scale, rotation)
-        k = rotate_pairs(F.normalize(k.float(), dim=-1), rotation)
-        k, v = cache.append(k.to(x.dtype), v)
-        return self.proj(attend(q.to(x.dtype), k, v, 1.0), narrow.get("proj"))
+        q, k, v = cached_heads(qkv, self.how, self.kernels, self.query_scale, rotation, cache)
+        return self.proj(attend(q, k, v, 1.0), narrow.get("proj"))
 
 
 class CrossAttention(nn.Module):
@@ -223,22 +224,21 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Residual,
         modulation: Modulation,
         text: tuple[Tensor, Tensor],
         mask: Tensor | None,
         rotation: Rotation,
         cache: KVCache,
         narrow: LowRankLayers = WHOLE,
-    ) -> Tensor:
-        dtype = self.sa.q_bias.dtype
+    ) -> None:
+        dtype, text_norm = self.sa.q_bias.dtype, self.ca_norm
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        y = self.sa(modulated(x, scale1, shift1).to(dtype), rotation, cache, narrow)
-        x = torch.addcmul(x, y.float(), gamma1)
-        y = self.ca(self.ca_norm(x).to(dtype), *text, mask, narrow)
-        x = x + (y if self.ca_gamma is None else y * self.ca_gamma)
-        y = self.ffn(modulated(x, scale2, shift2).to(dtype), narrow)
-        return torch.addcmul(x, y.float(), gamma2)
+        x.add(self.sa(x.normed(PLAIN, scale1, shift1, dtype), rotation, cache, narrow), gamma1)
+        norm = Norm("layer", text_norm.weight, text_norm.bias, EPS)
+        y = self.ca(x.normed(norm, dtype=dtype), *text, mask, narrow)
+        x.add(y, self.ca_gamma, stepwise=True)
+        x.add(self.ffn(x.normed(PLAIN, scale2, shift2, dtype), narrow), gamma2)
 
 
 class Chunk(nn.Module):

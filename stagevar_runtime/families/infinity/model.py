@@ -15,7 +15,10 @@ from torch import Tensor
 from ...checkpoint.reader import Checkpoint
 from ...checkpoint.weights import load_exactly
 from ...errors import CheckpointError, StagevarError, UnsupportedModelError
+from ...kernels.heads import Rotation
 from ...kernels.linear import WHOLE
+from ...kernels.mounted import NONE, Kernels
+from ...kernels.norms import Residual
 from ...model.kvcache import empty_caches
 from ...model.lru import LRU
 from ...model.protocol import (
@@ -30,9 +33,8 @@ from ...model.protocol import (
 )
 from ...model.sampling import Noise, Sampling, draw
 from ...options.low_rank import LowRank
-from ..parts.rope import Rotation, at_positions, infinity_rotations
+from ..parts.rope import at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
-from ..var import modulated
 from .blocks import InfinityConfig, Transformer
 from .options import PUBLISHED_NAMES, InfinityOptions, sampling_of
 from .schedules import COUNTS, Schedule, full_extent, published_schedule, schedule_of_pixels
@@ -54,6 +56,7 @@ class Infinity:
     """An Infinity transformer with its tokenizer, speaking the model protocol."""
 
     family = "infinity"
+    kernels: Kernels = NONE
     capabilities = Capabilities(aspect_ratios=True, features=True)
     tokenizer_patterns = tuple(
         f"{folder}infinity_vae_*{suffix}"
@@ -334,28 +337,30 @@ class Infinity:
     ) -> Tensor:
         """Every token is rotated by its own position, whichever tokens ``x`` holds."""
         rotation = at_positions(state.extra["rope"][scale.index], positions)
-        rows = state.rows
+        rows, stream = state.rows, Residual(x, self.kernels)
         for i in blocks:
             if i in self._level_before:
-                x = x + self.transformer.lvl_embed.weight[scale.index]
+                level = self.transformer.lvl_embed.weight[scale.index]
+                stream = Residual(stream.value() + level, self.kernels)
             own = (rows["blocks"][i], rows["text"][i], rows["mask"])
             narrow = state.narrow.get(i, WHOLE)
-            x = self.blocks[i](x, *own, rotation, state.kv[i], narrow)
+            self.blocks[i](stream, *own, rotation, state.kv[i], narrow)
             if i in self._mixed_after and _guides(state):
-                x = _mixed(state, x, positions)
-        return x
+                stream = Residual(_mixed(state, stream.value(), positions), self.kernels)
+        return stream.value()
 
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, 2 · bits)``: a pair a bit."""
-        factor, shift = state.rows["head"].unbind(2)
-        logits = self.transformer.head(modulated(x.float(), factor + 1, shift))
+        t = self.transformer
+        logits = t.head(t.head_nm.normed(x.float(), state.rows["head"]))
         if self._guides_logits or not _guides(state):
             return logits
         return logits[: state.batch].repeat(2, 1, 1)  # guided inside: the cond rows hold the result
 
     def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
         """Bits ``(B, n, bits)``, in the order of the model's own channels."""
-        return draw(logits, sampling, state.noise, scale.index, self.config.bits)
+        bits, kernels = self.config.bits, self.kernels
+        return draw(logits, sampling, state.noise, scale.index, bits, kernels)
 
     def advance(self, state: State, scale: ScaleSpec, ids: Tensor) -> None:
         """Add the codes of ``ids`` ``(B, n, bits)``, resized, to the canvas."""

@@ -6,24 +6,20 @@ Shapes: rows = B or 2B, n tokens of a scale, T text tokens, C width, H heads, c 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.attention import attend
-from ...kernels.linear import WHOLE, Linear, LowRankLayers, linear
+from ...kernels.heads import Heads, Rotation, split_heads
+from ...kernels.linear import WHOLE, Linear, LowRankLayers, gelu_linear, linear
+from ...kernels.mounted import NONE, Kernels
+from ...kernels.norms import PLAIN, Norm, Residual
 from ...model.kvcache import KVCache
-from .rope import Rotation
 
 MAX_LOG_SCALE = math.log(100)
-Rotate = Callable[[Tensor, Rotation], Tensor]
-
-
-def modulated(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    """Layer norm without weights, then ``· factor + shift``."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), factor)
 
 
 def ada_linear(width: int, count: int) -> nn.Sequential:
@@ -39,7 +35,33 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return self.spec(x)
+
+    @property
+    def spec(self) -> Norm:
+        """What it computes, for kernels that compute more along with it."""
+        return Norm("rms", self.weight, eps=self.eps, stepwise=True)
+
+
+def cached_heads(
+    product: Tensor,
+    how: Heads,
+    kernels: Kernels,
+    scale: Tensor | None,
+    rotation: Rotation | None,
+    cache: KVCache | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``(rows, H, n, c)`` of a product ``(rows, n, 3C)``, and all keys and values by then.
+
+    This scale's keys and values are written to their place in ``cache`` (None: there is none).
+    """
+    if cache is None:
+        q, k, v = split_heads(product, how, kernels, scale, rotation)
+        return q, k, v
+    rows, n, width = product.shape
+    slots = cache.claim(product, rows, how.count, n, width // 3 // how.count)
+    q, *_ = split_heads(product, how, kernels, scale, rotation, slots)
+    return q, *cache.filled()
 
 
 class CosineNorm(nn.Module):
@@ -47,6 +69,7 @@ class CosineNorm(nn.Module):
 
     query_scale: Tensor
     scale_mul_1H11: nn.Parameter | None
+    kernels: Kernels = NONE
 
     def __init__(self, width: int, heads: int, l2_norm: bool) -> None:
         super().__init__()
@@ -66,11 +89,15 @@ class CosineNorm(nn.Module):
         if self.scale_mul_1H11 is not None:
             self.query_scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
 
-    def queries(self, q: Tensor) -> Tensor:
-        """``(rows, H, n, c)``, normalised."""
-        if self.scale_mul_1H11 is None:
-            return q
-        return (F.normalize(q.float(), dim=-1) * self.query_scale).to(q.dtype)
+    @property
+    def unit_scale(self) -> Tensor | None:
+        """What unit queries are multiplied with, ``(1, H, 1, 1)``; None where untrained."""
+        return None if self.scale_mul_1H11 is None else self.query_scale
+
+    @property
+    def norm(self) -> Literal["unit", "none"]:
+        """How heads are normed."""
+        return "none" if self.scale_mul_1H11 is None else "unit"
 
     def keys(self, k: Tensor) -> Tensor:
         """``(rows, H, n, c)``, normalised."""
@@ -81,7 +108,7 @@ class Attention(CosineNorm):
     """Self-attention over all cached tokens; keys have no bias.
 
     ``projection`` is what the checkpoint calls the weight of queries, keys and values. ``rotate``
-    applies a rotary embedding to normalised queries and keys.
+    says which channels of normalised queries and keys turn together (:class:`Heads`).
     """
 
     qkv_bias: Tensor
@@ -92,10 +119,11 @@ class Attention(CosineNorm):
         heads: int,
         l2_norm: bool = True,
         projection: str = "mat_qkv",
-        rotate: Rotate | None = None,
+        rotate: Literal["pairs", "halves", "none"] = "none",
     ) -> None:
         super().__init__(width, heads, l2_norm)
-        self.projection, self.rotate = projection, rotate
+        self.projection = projection
+        self.how = Heads(heads, self.norm, rotate)
         self.add_module(projection, Linear(width, 3 * width, bias=False))
         self.register_buffer("qkv_bias", torch.empty(0), persistent=False)
 
@@ -113,11 +141,7 @@ class Attention(CosineNorm):
     ) -> Tensor:
         weight = getattr(self, self.projection).weight
         qkv = linear(x, weight, self.qkv_bias, narrow=narrow.get("qkv"))
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        q, k = self.queries(q), self.keys(k)
-        if self.rotate is not None and rotation is not None:
-            q, k = self.rotate(q, rotation), self.rotate(k, rotation)
-        k, v = cache.append(k, v)
+        q, k, v = cached_heads(qkv, self.how, self.kernels, self.unit_scale, rotation, cache)
         return self.proj(attend(q, k, v, self.scale), narrow.get("proj"))
 
 
@@ -137,13 +161,16 @@ class TextAttention(CosineNorm):
         return self.keys(k), v
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        q = linear(x, self.mat_q.weight, self.q_bias)
-        q = self.queries(q.unflatten(2, (self.heads, -1)).transpose(1, 2))
+        how = Heads(self.heads, self.norm, parts=1)
+        product = linear(x, self.mat_q.weight, self.q_bias)
+        (q,) = split_heads(product, how, self.kernels, self.unit_scale)
         return self.proj(attend(q, *text, self.scale, mask))
 
 
 class FeedForward(nn.Module):
     """Two linear layers around a tanh-approximated GELU."""
+
+    kernels: Kernels = NONE
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -151,7 +178,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, narrow: LowRankLayers = WHOLE) -> Tensor:
         fc1 = self.fc1
-        return self.fc2(linear(x, fc1.weight, fc1.bias, gelu=True, narrow=narrow.get("fc1")))
+        run = self.kernels.gelu or gelu_linear
+        return self.fc2(run(x, fc1.weight, fc1.bias, narrow.get("fc1")))
 
 
 class GatedFeedForward(nn.Module):
@@ -168,11 +196,18 @@ class GatedFeedForward(nn.Module):
 
 
 class Head(nn.Module):
-    """AdaLN before the classifier: the modulation only, the classifier is the model's."""
+    """AdaLN before the classifier, which is the model's."""
+
+    kernels: Kernels = NONE
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ada_lin = ada_linear(width, 2)
+
+    def normed(self, x: Tensor, modulation: Tensor, norm: Norm = PLAIN) -> Tensor:
+        """``x`` ``(rows, n, C)`` normed and modulated by ``(rows, 1, 2, C)``."""
+        factor, shift = modulation.unbind(2)
+        return Residual(x, self.kernels).normed(norm, factor + 1, shift)
 
 
 class Fourier(nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: what angle each family gives a token, and how it turns by it.
+"""Rotary position embeddings: what angle each family gives a token.
 
 A rotation is two tables, cosines and sines, ``(1 or rows, n, ...)`` of the n tokens of a scale, row
 by row. A subset of tokens gathers its own.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Rotation = tuple[Tensor, Tensor]
+from ...kernels.heads import Rotation
 
 
 def at_positions(rotation: Rotation, positions: Tensor | None) -> Rotation:
@@ -23,13 +23,6 @@ def at_positions(rotation: Rotation, positions: Tensor | None) -> Rotation:
     index = positions[..., None].expand(-1, -1, width)
     cos, sin = (table.expand(rows, -1, -1).gather(1, index) for table in rotation)
     return cos, sin
-
-
-def rotate_pairs(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of ``x`` ``(rows, heads, m, c)``, in float32."""
-    cos, sin = (table[:, None] for table in rotation)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([cos * a - sin * b, sin * a + cos * b], -1).flatten(-2).to(x.dtype)
 
 
 INFINITY_MODES = (0, 1, 2)
@@ -116,10 +109,3 @@ def grid_angles(side: int, last: int, after: Tensor, width: int) -> Tensor:
     place = torch.stack([token // side, token % side], -1) / side * last  # (n, 2)
     angles = (place + after.float()[:, None, None])[..., None] * (1.0 / 10000**exponents)
     return torch.cat([angles, angles], -1).flatten(2)
-
-
-def rotate_halves(x: Tensor, rotation: Rotation) -> Tensor:
-    """``x cos + (-x₂, x₁) sin`` of ``x`` ``(rows, H, n, c)`` with angles ``(rows or 1, n, c)``."""
-    cos, sin = (t[:, None].to(x.dtype) for t in rotation)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], -1) * sin

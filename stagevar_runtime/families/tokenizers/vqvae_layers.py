@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ...kernels.groups import group_norm
 from ...kernels.linear import linear
+from ...kernels.mounted import NONE, Kernels
 
 if TYPE_CHECKING:
     from .config import VQVAEConfig
@@ -33,6 +35,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """norm-SiLU-conv twice plus a shortcut."""
 
+    kernels: Kernels = NONE
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = _norm(inputs)
@@ -42,13 +46,15 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        h = self.conv1(group_norm(x, self.norm1, self.kernels))
+        h = self.conv2(group_norm(h, self.norm2, self.kernels))
         return h.add_(self.nin_shortcut(x))
 
 
 class SpatialAttention(nn.Module):
     """Single-head attention over all positions, width C, scale C**-0.5."""
+
+    kernels: Kernels = NONE
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +63,8 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # a view in channels-last layout
+        normed = group_norm(x, self.norm, self.kernels, silu=False)
+        tokens = normed.flatten(2).transpose(1, 2)  # a view in channels-last layout
         qkv = linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
         q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
@@ -125,6 +132,8 @@ class _Level(nn.Module):
 class Encoder(nn.Module):
     """Image (B, 3, H, W) in [-1, 1] to features (B, C, H/f, W/f)."""
 
+    kernels: Kernels = NONE
+
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         channels, last = config.channels, len(config.channels) - 1
@@ -147,11 +156,13 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
+        return self.conv_out(group_norm(self.mid(x), self.norm_out, self.kernels))
 
 
 class Decoder(nn.Module):
     """Features (B, C, h, w) to an image (B, 3, h*f, w*f), about [-1, 1]."""
+
+    kernels: Kernels = NONE
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -175,7 +186,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        return self.conv_out(group_norm(x, self.norm_out, self.kernels))
 
 
 def channels_last(decoder: nn.Module) -> None:

@@ -190,7 +190,9 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
         figures.append(
             (
                 "Guidance sensitivity",
-                plots.cfg_sensitivity([names[k] for k in scales], series),
+                plots.curves(
+                    [names[k] for k in scales], series, "divergence (nats)", "Guidance sensitivity"
+                ),
                 "Jensen-Shannon divergence between guided and one-branch token distributions.",
             )
         )
@@ -217,7 +219,9 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
         figures.append(
             (
                 "What dropping guidance costs",
-                plots.cfg_sensitivity(at, series, f"{measured.job['metric']} lost"),
+                plots.curves(
+                    at, series, f"{measured.job['metric']} lost", "Loss when guidance is dropped"
+                ),
                 "Interventional: guidance dropped from this scale on, the rest run again.",
             )
         )
@@ -264,7 +268,7 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
     figures.append(
         (
             "Frequency change",
-            plots.cfg_sensitivity(names[1:], change, "share of all its change"),
+            plots.curves(names[1:], change, "share of all its change", "Frequency change"),
             "Of all that the low (below a quarter of Nyquist) and the high spatial frequencies of "
             "the decoded picture change, how much changes at each scale (mean squares).",
         )

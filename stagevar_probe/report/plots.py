@@ -111,10 +111,9 @@ def _band(axes: Axes, i: int, name: str, band: Band, count: int) -> None:
     axes.plot(x, band.mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name)
 
 
-def cfg_sensitivity(
-    scales: Sequence[str], series: Mapping[str, Band], unit: str = "divergence (nats)"
-) -> str:
-    """Guidance sensitivity by scale, one line a branch with its interval. ``scales``: labels."""
+def curves(scales: Sequence[str], series: Mapping[str, Band], unit: str, label: str) -> str:
+    """Lines over scales with their intervals. ``scales``: their names; ``label``: what the figure
+    shows, for those who do not see it."""
     with mpl.rc_context(SETTINGS):
         figure, (axes,) = _figure(6.4, 3.2)
         for i, (name, band) in enumerate(series.items()):
@@ -123,7 +122,7 @@ def cfg_sensitivity(
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=min(0.0, *(min(band.low) for band in series.values())))
         axes.legend()
-        return _svg(figure, "cfg", f"Guidance sensitivity by scale: {', '.join(series)}")
+        return _svg(figure, "curves", f"{label} by scale: {', '.join(series)}")
 
 
 def ranks(scales: Sequence[str], panels: Mapping[str, ArrayLike], measure: str = "r / n") -> str:

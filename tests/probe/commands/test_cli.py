@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -564,6 +565,10 @@ def test_report_again(calibrated: Path, tmp_path: Path) -> None:
     done(invoke("report", path))
     html = report.read_text()
     assert html.rstrip().endswith("</html>") and "<svg" in html and 'src="http' not in html
+    labels = re.findall(r'<svg [^>]*aria-label="([^"]+)"', html)
+    assert len(set(labels)) == len(labels) == html.count("<svg")
+    shown = ("Guidance sensitivity", "Loss when guidance is dropped", "Frequency change")
+    assert all(any(label.startswith(name) for label in labels) for name in shown)
     said = refused(invoke("report", path, "-o", tmp_path / "none" / "r.html"))
     assert "none/r.html" in said
 

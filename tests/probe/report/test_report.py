@@ -36,8 +36,9 @@ def draw():
     exact = [1, 1, 1.2, 1.4, 2, 2.5, 4, 6, 10, 15]
     rank = np.linspace(1, 0.2, K) * np.linspace(0.7, 1, 4)[:, None]
     return {
-        "cfg": plots.cfg_sensitivity(
-            SCALES, {"cond": band(0.3, 0.05), "null": band(0.45, 0.12), "delta": band(0.2, 0.02)}
+        "curves": plots.curves(
+            SCALES, {"cond": band(0.3, 0.05), "null": band(0.45, 0.12), "delta": band(0.2, 0.02)},
+            "divergence (nats)", "Guidance sensitivity",
         ),
         "rank": plots.ranks(
             SCALES, {"centred (pca)": rank, "plain (svd)": rank * 0.8 + 0.01 * rng.random((4, K))}
@@ -109,7 +110,7 @@ def texts(svg):
     return ["".join(t.itertext()) for t in ET.fromstring(svg).iter(f"{NAMESPACE}text")]
 
 
-@pytest.mark.parametrize("name", ["cfg", "rank", "stages", "time", "frontier"])
+@pytest.mark.parametrize("name", ["curves", "rank", "stages", "time", "frontier"])
 def test_figures_are_inline_svg_that_follow_the_page(name):
     svg = drawn()[name]
     root = ET.fromstring(svg)
@@ -127,15 +128,13 @@ def test_figures_are_the_same_every_time():
 
 
 def test_two_figures_of_one_kind_share_no_id():
-    found = [
-        set(re.findall(r'id="([^"]+)"', plots.cfg_sensitivity(SCALES, {"cond": band(0, end)})))
-        for end in (1, 2)
-    ]
+    drawings = (plots.curves(SCALES, {"cond": band(0, end)}, "loss", "Loss") for end in (1, 2))
+    found = [set(re.findall(r'id="([^"]+)"', svg)) for svg in drawings]
     assert found[0] and not found[0] & found[1]
 
 
 def test_figures_say_what_they_show():
-    assert {"cond", "null", "delta", "16x16", "divergence (nats)"} <= set(texts(drawn()["cfg"]))
+    assert {"cond", "null", "delta", "16x16", "divergence (nats)"} <= set(texts(drawn()["curves"]))
     assert {"group 0", "group 3", ".70", ".20", "1.00"} <= set(texts(drawn()["rank"]))
     assert {"semantic", "structure", "refinement"} <= set(texts(drawn()["stages"]))
     assert {"exact", "balanced", "59.1 ms", "decode"} <= set(texts(drawn()["time"]))
@@ -150,7 +149,7 @@ def test_ranks_above_one_are_written_whole():
 
 def test_lengths_are_checked():
     with pytest.raises(CalibrationError, match="scales"):
-        plots.cfg_sensitivity(SCALES[:-1], {"cond": band(0, 1)})
+        plots.curves(SCALES[:-1], {"cond": band(0, 1)}, "loss", "Loss")
     with pytest.raises(CalibrationError, match="scales"):
         plots.time_bars(SCALES, {"exact": [1.0]})
     with pytest.raises(CalibrationError, match="scales"):

@@ -3,7 +3,6 @@
 pytest tests/runtime/profile/test_infinity_profiles.py
 """
 
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -28,22 +27,15 @@ from stagevar_runtime.profile import (
 )
 from stagevar_runtime.profile.discovery import find_profile
 from stagevar_runtime.profile.fingerprint import Fingerprint, schedule
+from tools import infinity_profiles
 
 FOLDER = Path(__file__).resolve().parents[3] / "profiles"
-
-
-def maker():
-    spec = importlib.util.spec_from_file_location("make_infinity", FOLDER / "make_infinity.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", ["2b", "8b"])
 def test_shipped_profile_is_what_the_script_writes(name: str) -> None:
     """The architecture's hash is computed again from the published shapes."""
-    made, path = maker().profile(name), FOLDER / f"infinity-{name}.yaml"
+    made, path = infinity_profiles.profile(name), FOLDER / f"infinity-{name}.yaml"
     assert path.read_text() == dump_profile(made)
     model, tensors = without_weights(name)
     parameters = sum(t.numel() for t in tensors.values())

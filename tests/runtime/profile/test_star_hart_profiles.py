@@ -3,7 +3,6 @@
 pytest tests/runtime/profile/test_star_hart_profiles.py
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -23,17 +22,10 @@ from stagevar_runtime.profile import FeatureOption, PlanStep, dump_profile
 from stagevar_runtime.profile.discovery import find_profile
 from stagevar_runtime.profile.fingerprint import Fingerprint
 from stagevar_runtime.profile.presets import PRESETS, preset
+from tools import star_hart_profiles
 
 FOLDER = Path(__file__).resolve().parents[3] / "profiles"
 CPU = torch.device("cpu")
-
-
-def maker():
-    spec = importlib.util.spec_from_file_location("make_star_hart", FOLDER / "make_star_hart.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -41,7 +33,7 @@ def maker():
 )
 def test_shipped_profile_is_what_the_script_writes(file: str, family: str, billions: float) -> None:
     """The architecture's hash is computed again from the published shapes."""
-    script = maker()
+    script = star_hart_profiles
     made = getattr(script, f"{family}_profile")()
     assert (FOLDER / f"{file}.yaml").read_text() == dump_profile(made)
     model, tensors = getattr(script, f"build_{family}")()
@@ -59,7 +51,7 @@ def test_shipped_star_ranks_are_the_published_ones() -> None:
     if not published.exists():
         pytest.skip("published figures are not at hand (../shared/published)")
     table = json.loads(published.read_text())["energy"]["0.96"]["mean"][0]
-    assert list(maker().STAR_RANKS) == table
+    assert list(star_hart_profiles.STAR_RANKS) == table
 
 
 def tiny(name: str):

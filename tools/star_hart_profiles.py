@@ -1,6 +1,6 @@
 """Write star-1024.yaml and hart-0.7b.yaml from the figures StageVAR publishes.
 
-    python profiles/make_star_hart.py
+    python -m tools.star_hart_profiles
 
 Nothing is measured: the models are built without weights, for their architecture's hash alone.
 Two things differ from the paper. STAR keeps the cond branch, not the null one: its null rows
@@ -37,6 +37,7 @@ from stagevar_runtime.profile.fingerprint import architecture, schedule, schedul
 
 SIDES = star.SCHEDULES[1024]
 LATE, LAST = 12, 13  # the scales of 48 and 64 cells a side
+PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 STAR_RANKS = (  # rank for 96 % of the energy at 64x64 over min(tokens, width), block by block
     *(0.01515, 0.02747, 0.06943, 0.10348, 0.17093, 0.18591, 0.1748, 0.16437, 0.15379, 0.15548),
     *(0.16531, 0.18199, 0.19309, 0.19007, 0.17619, 0.16164, 0.14933, 0.1383, 0.13994, 0.1189),
@@ -93,7 +94,7 @@ def _profile(
     scales = model.scales()
     late = Boundary(scale=LATE, evidence="published: detail alone on the last two scales")
     return Profile(
-        created_by=CreatedBy(tool="profiles/make_star_hart.py", version=__version__),
+        created_by=CreatedBy(tool="tools/star_hart_profiles.py", version=__version__),
         model=ModelRef(
             family=model.family,
             architecture=architecture(model, tensors),
@@ -114,4 +115,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PROFILES)

@@ -1,6 +1,6 @@
 """Write infinity-2b.yaml and infinity-8b.yaml from the figures StageVAR publishes.
 
-    python profiles/make_infinity.py
+    python -m tools.infinity_profiles
 
 Nothing is measured: the models are built without weights, for their architecture's hash alone.
 Source: StageVAR (arXiv 2512.16483), section 4, and the rank table of its released demo.
@@ -26,6 +26,7 @@ from stagevar_runtime.profile import (
 )
 from stagevar_runtime.profile.fingerprint import architecture, schedule, schedule_name
 
+PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 RANKS = {  # share of the tokens for 96 % of the energy: scale -> one figure a chunk of blocks
     10: (0.01678, 0.13648, 0.21039, 0.25028, 0.25588, 0.19788, 0.157, 0.1909),
     11: (0.0134, 0.11731, 0.18941, 0.222, 0.23464, 0.18278, 0.13391, 0.16311),
@@ -47,7 +48,7 @@ def profile(name: str) -> Profile:
     ]
     skipped = [PlanStep(scale=k, run="skip") for k in (11, 12)]
     return Profile(
-        created_by=CreatedBy(tool="profiles/make_infinity.py", version=__version__),
+        created_by=CreatedBy(tool="tools/infinity_profiles.py", version=__version__),
         model=ModelRef(
             family=model.family,
             architecture=architecture(model, tensors),
@@ -77,4 +78,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PROFILES)

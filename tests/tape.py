@@ -37,31 +37,29 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """``graph_ms`` and ``eager_ms`` are what the clock says."""
+    """``recorded`` and ``replayed`` count graphs and their replays."""
 
-    def __init__(self, graph_ms: float = 1.0, eager_ms: float = 2.0) -> None:
-        self.graph_ms, self.eager_ms = graph_ms, eager_ms
+    def __init__(self) -> None:
         self.recorded = self.replayed = 0
+
+    def warm(self, function: Callable[[], Any]) -> Any:
+        return function()
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with Tape() as tape:
             out = function()
         written = [t for *_, outs in tape.calls for t in outs if isinstance(t, Tensor)]
         owned = {t.untyped_storage().data_ptr() for t in written if t.is_floating_point()}
-        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() in owned:
-            out.fill_(torch.nan)  # recording computes nothing
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() in owned:
+                t.fill_(torch.nan)  # recording computes nothing
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
             tape.replay()
 
-        replay.is_graph = True  # type: ignore[attr-defined]
         return replay, out
-
-    def time_ms(self, function: Callable[[], object]) -> float:
-        function()
-        return self.graph_ms if hasattr(function, "is_graph") else self.eager_ms
 
     def held_bytes(self) -> int:
         return 1000 * self.recorded

@@ -159,9 +159,8 @@ def measure(
     fast = fast or Acceleration()
     begun = time.perf_counter()
     warm_up = warm_up_rounds(fast)
-    if fast.graphs:  # no shape of this batch may push out another
+    if fast.graphs:  # other batches' memory is free for this one
         fast.graphs.clear()
-        fast.graphs.shapes.limit = max(fast.graphs.shapes.limit, len(named))
     entries = {name: _Entry() for name in named}
     products, copies = [], []
     for turn in range(repeats + warm_up):

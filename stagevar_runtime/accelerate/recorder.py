@@ -1,4 +1,4 @@
-"""How device work is recorded and timed: the CUDA side of :mod:`.graphs`, behind a small interface.
+"""How device work is recorded: the CUDA side of :mod:`.graphs`, behind a small interface.
 
 What a recording may rely on, and must be told, is the same everywhere: it reads the memory its
 inputs had and the Python values of that moment, whatever becomes of them later.
@@ -7,28 +7,26 @@ inputs had and the Python values of that moment, whatever becomes of them later.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import suppress
-from statistics import median
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 T = TypeVar("T")
-REPEATS = 3
 
 
 class Recorder(Protocol):
     """What :class:`~stagevar_runtime.accelerate.graphs.Graphs` asks of a device."""
+
+    def warm(self, function: Callable[[], T]) -> T:
+        """Run ``function`` where it will be recorded, so that libraries set themselves up."""
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """Record what ``function`` does: how to do it again, and what it returned.
 
         What was returned holds no values before the first replay.
         """
-
-    def time_ms(self, function: Callable[[], object]) -> float:
-        """How long ``function`` takes, in ms, the host's part included."""
 
     def held_bytes(self) -> int:
         """Memory of all recordings."""
@@ -43,11 +41,19 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._bytes = 0
 
+    def warm(self, function: Callable[[], T]) -> T:
+        """On the stream that records; other streams wait for it."""
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            returned = function()
+        current.wait_stream(self._stream)
+        return returned
+
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """One graph. Raises what capturing raises; the device is then as it was."""
+        torch.cuda.synchronize(self.device)
         current = torch.cuda.current_stream(self.device)
-        self._warm_up(function)
-        gc.collect()  # a graph that is freed while another is recorded would spoil it
         before = torch.cuda.memory_allocated(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -62,8 +68,22 @@ class CudaRecorder:
         self._bytes += max(0, torch.cuda.memory_allocated(self.device) - before)
         return graph.replay, returned
 
-    def _recording(self, graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Any:
-        return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    @contextmanager
+    def _recording(self, graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Iterator[None]:
+        """What ``torch.cuda.graph`` does, without emptying caches and collecting garbage before
+        each of hundreds of graphs. None may be freed while one is recorded: that would spoil it."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.stream(stream):
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    yield
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
 
     def _recover(self) -> None:
         """Undo what a capture that failed leaves behind: its pool stays open, and PyTorch's global
@@ -82,26 +102,6 @@ class CudaRecorder:
         ):
             number.add_(1)
         torch.cuda.set_stream(current)
-
-    def _warm_up(self, function: Callable[[], object]) -> None:
-        """Once on the stream that records, so that libraries set themselves up before."""
-        torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(self._stream):
-            function()
-        torch.cuda.synchronize(self.device)
-
-    def time_ms(self, function: Callable[[], object]) -> float:
-        """Median of a few runs on the current stream."""
-        times = []
-        for _ in range(REPEATS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(self.device)
-            begin.record()
-            function()
-            end.record()
-            torch.cuda.synchronize(self.device)
-            times.append(begin.elapsed_time(end))
-        return median(times)
 
     def held_bytes(self) -> int:
         """What recordings keep allocated; what they need while they run is shared and not here."""

@@ -377,6 +377,7 @@ class HART(CodebookModel):
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V)``; at scale 0 of every text token, of which the last one counts."""
         t = self.transformer
+        state.rows.pop("rotation", None)
         if scale.kind == "final":
             state.extra["hidden"] = x.float()
         norm = t.head_nm.ln_wo_grad.spec

@@ -88,18 +88,20 @@ def linear(
 
 
 def gelu_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: LowRankLinear | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: StandIn | None = None
 ) -> Tensor:
     """The definition of a layer with a tanh-approximated GELU behind it."""
     return linear(x, weight, bias, gelu=True, narrow=narrow)
 
 
 def fused_gelu_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: LowRankLinear | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, narrow: StandIn | None = None
 ) -> Tensor:
     """As :func:`gelu_linear`, bias and GELU in the product's own kernel (CUDA)."""
-    if narrow is not None:
+    if isinstance(narrow, LowRankLinear):
         x, weight, bias = linear(x, narrow.down), narrow.up, narrow.bias
+    elif narrow is not None:
+        return narrow(x, True)
     if bias is None or torch.is_grad_enabled():
         return gelu_linear(x, weight, bias)
     y = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)

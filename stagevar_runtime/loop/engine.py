@@ -19,7 +19,7 @@ from ..options.guidance import combine
 from ..options.low_rank import low_rank_layers
 from ..options.tokens import resize
 from .plan import Plan, ScaleStep, plan_for
-from .scale import Network, run_partly_guided, run_scale
+from .scale import Network, run_step
 
 
 class Observer:
@@ -109,7 +109,7 @@ def generate(
         sampling: None is the family's published default.
         seed: one number (the whole batch draws from one generator, as published) or one an image.
         scales: the schedule; None is the model's default.
-        observer: watches; the loop then runs eagerly.
+        observer: watches; the transformer then runs eagerly.
         graphs: records the transformer's work and replays it, where that is right and faster.
     """
     sampling = sampling or model.default_sampling
@@ -118,7 +118,7 @@ def generate(
     clock = Clock(model.device)
     clock.mark()
     state = start(model, conditioning, plan, seed)
-    network = graphs.begin(state, plan) if graphs and observer is None else run_scale
+    network = graphs.begin(state, plan) if graphs else run_step
     ids, held = [], []
     for step in plan:
         drawn = advance(model, state, step, sampling, None, observer, clock, network)
@@ -194,7 +194,7 @@ def advance(
     ids: Tensor | None = None,
     observer: Observer | None = None,
     clock: Clock | None = None,
-    network: Network = run_scale,
+    network: Network = run_step,
 ) -> Tensor | None:
     """Run one scale: transformer, guidance, draw (or take ``ids``), add to the canvas.
 
@@ -214,11 +214,7 @@ def advance(
     for cache in state.kv:
         cache.reserve(step.capacity)
     watch = partial(observer.group, state, step) if observer else None
-    difference = None
-    if step.null_tokens:
-        logits, difference = run_partly_guided(model, state, step, watch)
-    else:
-        logits = network(model, state, step, watch)
+    logits, difference = network(model, state, step, watch)
     if clock:
         clock.mark()
     if step.keep_difference:

@@ -1,7 +1,7 @@
 """The transformer part of one scale: embed, blocks on all tokens or on some, logits.
 
 It reads and changes a :class:`State` and nothing else, draws nothing unless a selector says so
-(``seeded``), and the host waits for nothing in it: what :mod:`.graphs` records.
+(``seeded``), and the host waits for nothing in it, so that all of it can be recorded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from ..options.tokens import Grid, TokenContext, put, resize, squared_norm, take
 from .plan import GroupStep, ScaleStep
 
 Watch = Callable[[int, Tensor], None]  # a group's number and its input
-Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Tensor]
+Ran = tuple[Tensor, Tensor | None]  # logits, and cond - null where null saw part of the tokens
+Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Ran]
+
+
+def run_step(model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None) -> Ran:
+    """Run one scale as its step says: all rows on all tokens, or null on part of them."""
+    if step.null_tokens:
+        return run_partly_guided(model, state, step, watch)
+    return run_scale(model, state, step, watch), None
 
 
 def run_scale(
@@ -80,18 +88,13 @@ def run_group(
         x,
         step.scale.grid,
         tokens.keep,
-        state.noise.derived(step.scale.index, 1 + group.blocks.start) if seeded else (),
+        state.noise.source(step.scale.index, 1 + group.blocks.start) if seeded else (),
         before=_stored(state, group.blocks.start),
         after=_stored(state, group.blocks.stop),
     )
     kept = select(context, tokens.select, 0 if model.info.rows_independent else state.batch)
     y = model.run(state, step.scale, kept.x, group.blocks, kept.positions)
     return restore(context, kept, y, tokens.restore)
-
-
-def draws(step: ScaleStep) -> bool:
-    """Whether a selector of this scale draws random numbers."""
-    return any(group.tokens and SELECTORS[group.tokens.select].seeded for group in step.groups)
 
 
 def _stored(state: State, boundary: int) -> tuple[Tensor, Grid] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..errors import StagevarError
 from ..kernels.mounted import NONE, Kernels
 from ..kernels.pairs import Pairs, draw_pairs
+
+Call = tuple[tuple[int, ...], Callable[..., Tensor], tuple[int, ...]]  # key, how, shape
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Noise:
             raise StagevarError(f"got {len(self.seeds)} seeds for {batch} images")
         self.shared = torch.Generator(device)
         self.shared.manual_seed(self.seeds[0] if batch else 0)
+        self.log: list[tuple[Call, Tensor]] | None = None  # what selectors draw, where it is kept
+        self.given: Iterator[Tensor] | None = None  # numbers that selectors get instead
 
     def fork(self) -> Noise:
         """The same numbers from here on, drawn independently."""
@@ -83,6 +87,18 @@ class Noise:
     def derived(self, *key: int) -> list[torch.Generator]:
         """A fresh generator an image for this key (scale, purpose, ...)."""
         return [torch.Generator(self.device).manual_seed(_mix(seed, key)) for seed in self.seeds]
+
+    def source(self, *key: int) -> Source:
+        """Where one selector draws from: :meth:`derived` generators for this key."""
+        return Source(self, key)
+
+    def again(self, calls: Iterable[Call]) -> Iterator[Tensor]:
+        """What selectors would draw, given the calls they made in another generation."""
+        sources: dict[tuple[int, ...], Source] = {}
+        for key, how, shape in calls:
+            if key not in sources:
+                sources[key] = self.source(*key)
+            yield sources[key].draw(how, shape)
 
     def multinomial(self, probabilities: Tensor, scale: int) -> Tensor:
         """Draw one index a row of ``(B, n, V)``; returns ``(B, n)``."""
@@ -136,6 +152,27 @@ class Noise:
             both = 1 if shared_start and next(calls) == 0 else branches
             return torch.randn(both * rows, width, generator=generator, device=self.device)[:rows]
 
+        return drawn
+
+
+class Source(list[torch.Generator]):
+    """The generators of one selector, one an image, and what it draws from them.
+
+    Numbers can be drawn ahead: a recorded scale reads them from memory of its own.
+    """
+
+    def __init__(self, noise: Noise, key: tuple[int, ...]) -> None:
+        super().__init__([] if noise.given is not None else noise.derived(*key))
+        self.noise, self.key = noise, key
+
+    def draw(self, how: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        """``(B, *shape)`` numbers, by ``torch.rand`` or ``torch.randn``."""
+        noise = self.noise
+        if noise.given is not None:
+            return next(noise.given)
+        drawn = torch.stack([how(shape, generator=g, device=noise.device) for g in self])
+        if noise.log is not None:
+            noise.log.append(((self.key, how, shape), drawn))
         return drawn
 
 

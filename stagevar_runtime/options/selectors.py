@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import StagevarError
+from ..model.sampling import Source
 from .sketch import orthonormalise, pivots
 from .tokens import Kept, Selector, TokenContext, as_map, as_tokens, named, squared_norm, take, top
 
@@ -88,12 +89,16 @@ def pivot(context: TokenContext) -> Tensor:
 def draw(context: TokenContext, tail: tuple[int, ...], how: Callable[..., Tensor]) -> Tensor:
     """Random numbers ``(rows, n, *tail)``: one stream an image, the same for both branches."""
     x, generators = context.x, context.generators
-    if not generators:
+    if not isinstance(generators, Source) and not generators:
         raise StagevarError(
             "this selector draws random numbers: register it as Selector(..., seeded=True)"
         )
-    drawn = [how((x.shape[1], *tail), generator=g, device=x.device) for g in generators]
-    return torch.stack(drawn * (x.shape[0] // len(drawn)))
+    shape = (x.shape[1], *tail)
+    if isinstance(generators, Source):
+        drawn = generators.draw(how, shape)
+    else:
+        drawn = torch.stack([how(shape, generator=g, device=x.device) for g in generators])
+    return torch.cat([drawn] * (x.shape[0] // len(drawn)))
 
 
 SELECTORS: dict[str, Selector] = {

@@ -65,7 +65,10 @@ def test_half_weights_with_graphs_draw_the_same_ids() -> None:
         assert all(map(torch.equal, got.ids, want.ids))
         assert (got.images - want.images).abs().max() <= (4 / 255 if turn else 0)
     said = " ".join(fast.notes())
-    assert "graphs: scales 0 (2.00x)" in said and "decoder 4x4, batch 2: float16 off by" in said
+    assert (
+        "graphs: 4 of scales 0, 1, 2, 3; eager: none" in said
+        and "decoder 4x4, batch 2: float16 off by" in said
+    )
 
 
 def test_prompts_of_other_lengths_share_a_shape() -> None:
@@ -80,7 +83,7 @@ def test_prompts_of_other_lengths_share_a_shape() -> None:
         replayed = engine.replay(model, conditioning, want.ids, sampling=SAMPLING)
         exact = engine.replay(plain, conditioning, want.ids, sampling=SAMPLING)
         torch.testing.assert_close(replayed.logits[-1], exact.logits[-1], atol=1e-4, rtol=0)
-    assert fast.graphs and len(fast.graphs.shapes) == 1
+    assert fast.graphs and len(fast.graphs.homes) == 1
 
 
 class Decoder(nn.Module):

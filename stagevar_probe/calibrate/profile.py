@@ -28,12 +28,10 @@ from ..intervals import mean_interval
 from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
-from ..observe.rank import ratio_name
+from ..observe.rank import ALPHA, ratio_name
 from ..observe.stages import StageEstimates, find_stages
 from ..solve.milp import FULL
 from ..solve.target import Target
-
-ALPHA = 0.96
 
 
 def stages_of(measured: Measurements) -> StageEstimates:
@@ -71,29 +69,14 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
                 tokens=tokens,
                 cfg_sensitivity=None if sensitivity is None else estimate(sensitivity),
                 cfg_effect=None if effect is None else estimate(effect),
-                rank_pca=group_means(measured, k, "pca", ratio_name(ALPHA)),
-                rank_svd=group_means(measured, k, "svd", ratio_name(ALPHA)),
-                effective_rank=group_means(measured, k, "svd", "effective_rank"),
-                stable_rank=group_means(measured, k, "svd", "stable_rank"),
+                rank_pca=measured.group_means(k, "pca", ratio_name(ALPHA)),
+                rank_svd=measured.group_means(k, "svd", ratio_name(ALPHA)),
+                effective_rank=measured.group_means(k, "svd", "effective_rank"),
+                stable_rank=measured.group_means(k, "svd", "stable_rank"),
                 ms=Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
             )
         )
     return tuple(out)
-
-
-def group_means(
-    measured: Measurements, scale: int, centring: str, measure: str, branch: str = "cond"
-) -> tuple[float, ...] | None:
-    """Mean over images of a rank measure, one value a group; None where it was not measured."""
-    rows = sorted(
-        (
-            row
-            for row in measured.ranks
-            if (row["scale"], row["branch"], row["centring"]) == (scale, branch, centring)
-        ),
-        key=lambda row: row["group"],
-    )
-    return tuple(float(np.mean(row["values"][measure])) for row in rows) or None
 
 
 def estimate(values: Any) -> Estimate:

@@ -11,9 +11,10 @@ import click
 import stagevar_runtime
 from stagevar_runtime.profile.fingerprint import schedule_name
 
-from ..compare.comparison import CALM, ComparisonRun, as_csv, as_table, disturbance, rows
+from ..compare.comparison import CALM, ComparisonRun, disturbance
 from ..compare.grid import Grid
 from ..compare.questions import as_json, findings
+from ..compare.table import as_csv, as_rows, as_table
 from ..files import beside, check_writable, write_whole
 from ..measure.costs import describe_scales
 from ..measure.hardware import hardware
@@ -127,15 +128,15 @@ def compare(
     result = {
         "job": job,
         "work": asdict(work),
-        "rows": rows(found),
-        "left_out": dict(found.lineup.left_out),
+        "rows": as_rows(found),
+        "left_out": dict(found.rows.left_out),
         "answers": as_json(given),
         "disturbance": ratio,
         "report": str(page),
         "csv": str(table),
     }
     text = [as_table(found), ""]
-    text += [f"{answer.question}\n  {answer.sentence}" for answer in given]
+    text += [f"{finding.question}\n  {finding.sentence}" for finding in given]
     text += [f"report {page}", f"csv    {table}"]
     printer.show(result, *text)
     return 0

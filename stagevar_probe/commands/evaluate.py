@@ -20,9 +20,9 @@ from ..datasets.archive import MAKE
 from ..evaluate.evaluation import (
     Evaluation,
     as_table,
-    evaluation_lineup,
     run_suite,
     suite_inputs,
+    suite_rows,
 )
 from ..evaluate.suites import SUITES, Suite, fault_of, find_suite
 from ..files import beside, check_writable
@@ -93,7 +93,7 @@ def evaluate(
     inputs, kinds = suite_inputs(asked, count, options.seed, pipeline.read_condition)
     check_prompts(pipeline, asked, inputs.items)
     sampling = pipeline.sampling(**options.sampling)
-    made = evaluation_lineup(model, sampling, pipeline.profile)
+    made = suite_rows(model, sampling, pipeline.profile)
     batch = min(options.batch, count)
     _, seconds, _ = forecast(model, inputs, made.plans, sampling, batch)
     work = {"rows": len(made.plans), "images": count, "seconds": seconds}
@@ -161,10 +161,10 @@ def write(found: Evaluation, job: dict[str, Any], page: Path, printer: Printer) 
         "job": job,
         "ceiling": found.ceiling,
         "rows": [
-            {"name": entry.name, "kind": entry.kind, **found.figures[entry.name].dump()}
-            for entry in found.lineup.entries
+            {"name": row.name, "kind": row.kind, **found.figures[row.name].dump()}
+            for row in found.rows
         ],
-        "left_out": dict(found.lineup.left_out),
+        "left_out": dict(found.rows.left_out),
     }
     data = page.with_suffix(".json")
     write_json(data, result)

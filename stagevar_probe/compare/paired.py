@@ -1,21 +1,27 @@
-"""What the answers to a comparison's questions look at: values an image, paired differences."""
+"""What questions about a comparison look at: values per image, paired differences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..intervals import Interval, mean_interval
+from ..measure.figures import Figures
 from ..metrics.images import kid_loss
+from ..tables import NONE
 from ..validate.rows import EXACT, Row
 from ..validate.run import per_image
 from .comparison import Comparison
 
 Array = NDArray[np.float64]
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)  # images to choose on, images to judge on
+
+
+C = TypeVar("C", bound=Any)  # of :mod:`.changes`
 
 
 @dataclass
@@ -29,24 +35,46 @@ class Finding:
 
 
 class PairedRows:
-    """Values an image of every row, and paired differences between rows."""
+    """Values per image of every row, and paired differences between rows."""
 
     def __init__(self, found: Comparison) -> None:
         self.found = found
         self.kid = found.quality.features.kid  # what the distance of distributions is called
-        self.entries = {entry.name: entry for entry in found.lineup.entries}
+        self.rows = {row.name: row for row in found.rows}
+        self.by_change = {row.change: row for row in found.rows if row.change is not None}
+
+    def changed(self, change: Hashable) -> Row | None:
+        """The row that makes a change."""
+        return self.by_change.get(change)
+
+    def of(self, kind: type[C]) -> dict[str, C]:
+        """Rows of a kind with what they change, in order."""
+        return {
+            row.name: row.change
+            for row in self.rows.values()
+            if row.kind == kind.kind and isinstance(row.change, kind)
+        }
+
+    def figures(self, name: str) -> Figures:
+        """Of a row."""
+        return self.found.figures[name]
+
+    def kid_cell(self, name: str) -> str:
+        """The distance of distributions of a row, as text."""
+        kid = self.figures(name).kid
+        return NONE if kid is None else f"{kid:.2f}"
 
     def values(self, name: str, key: str) -> Array:
-        """One value an image."""
+        """One value per image."""
         return per_image(self.found.seen, name, key)
 
-    def of_kind(self, kind: str) -> list[Row]:
-        """Rows of a kind, in order."""
-        return [entry for entry in self.entries.values() if entry.kind == kind]
-
     def loss(self, name: str) -> Array:
-        """Smooth loss an image against exact."""
+        """Smooth loss per image against exact."""
         return self.values(EXACT, "smooth") - self.values(name, "smooth")
+
+    def least_lost(self, names: Sequence[str]) -> str:
+        """The row that loses least on every second image."""
+        return min(names, key=lambda name: self.loss(name)[EVEN].mean())
 
     def gain(self, a: str, b: str, key: str, half: slice = slice(None)) -> Interval:
         """How much higher ``a`` is than ``b``, mean over images."""
@@ -76,8 +104,3 @@ def say(value: Sequence[float], digits: int = 4, unit: str = "") -> str:
     """``+0.0123 [+0.0100, +0.0145]``."""
     mean, low, high = value
     return f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def combination(entry: Row) -> str:
-    """Selector and restorer of a row that reduces tokens."""
-    return f"{entry.facts['select']} + {entry.facts['restore']}"

@@ -19,20 +19,26 @@ from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Noise, Sampling
 from stagevar_runtime.profile import Profile
 
-from ..compare.grid import lineup, presets_and_plans
 from ..datasets.inputs import HELD_OUT_SEED, Encode, Inputs
 from ..intervals import Interval, binomial_interval, mean_interval, paired_loss
 from ..measure.figures import Figures
 from ..metrics.images import nearest_distance
 from ..metrics.protocol import Quality
-from ..progress import meter
 from ..solve.candidates import CONTROL, cooler
 from ..tables import NONE, columns, ranged
-from ..validate.rows import EXACT, Row, Rows
-from ..validate.run import Batch, observe_batch, per_image, summarise, warm_up
+from ..validate.rows import (
+    EXACT,
+    LOOKED,
+    Row,
+    Rows,
+    compiled,
+    presets_and_plans,
+    ranks_of,
+    run_rows,
+)
+from ..validate.run import Batch, per_image
 from .suite import Rates, Suite
 
-LOOKED = 128  # images whose perceptual distance to exact is measured: it is slow
 STRIP = 14  # pictures kept of every row: two of each kind
 CEILING = 300  # real pictures that the tokenizer encodes and decodes
 UNGUIDED = "no guidance"
@@ -56,11 +62,11 @@ class Evaluation:
     """What was found. ``ceiling``: pass rates of real pictures and reconstructions."""
 
     suite: Suite
-    lineup: Rows
+    rows: Rows
     figures: dict[str, SuiteFigures]
     ceiling: Rates
     quality: Quality
-    strips: dict[str, Tensor] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
 
 
@@ -76,18 +82,16 @@ def suite_inputs(
     return Inputs(name, prompts, seeds, encode), tuple(k for k, _ in asked)
 
 
-def evaluation_lineup(model: ScaleModel, sampling: Sampling, profile: Profile | None) -> Rows:
+def suite_rows(model: ScaleModel, sampling: Sampling, profile: Profile | None) -> Rows:
     """The exact path, the same without guidance and sampled cooler (what a calibrated plan may gain
     by temperature alone), every preset, every plan of the profile."""
     info, scales = model.info, model.scales()
-    measured = profile.measurements if profile else ()
-    ranks = {m.scale: m.rank_pca for m in measured if m.rank_pca} or None
-    entries, left_out = presets_and_plans(info, scales, profile, ranks)
+    rows, left_out = presets_and_plans(info, scales, profile, ranks_of(profile))
     none = 0.0 if info.guidance.startswith("ramp") else 1.0  # the strength that means none
     cool = cooler((), [scale.tokens for scale in scales], sampling.temperature)
     first = [Row(EXACT, EXACT), Row(UNGUIDED, "guidance", guidance=none)]
     first.append(Row(CONTROL, "temperature", cool))
-    return lineup([*first, *entries], left_out, info, scales, sampling)
+    return compiled([*first, *rows], left_out, info, scales, sampling)
 
 
 def run_suite(
@@ -95,52 +99,44 @@ def run_suite(
     suite: Suite,
     inputs: Inputs,
     kinds: Sequence[str],
-    made: Rows,
+    rows: Rows,
     sampling: Sampling,
     quality: Quality,
     batch: int,
     quiet: bool = False,
 ) -> Evaluation:
-    """Run every row on every prompt: same seeds, coupled noise, interleaved batches.
+    """Run every row on every prompt.
 
     ``quality``: the suite's metric, with features and real pictures found for it.
     """
-    plans = made.plans
-    warm_up(model, inputs.chunk(0, batch), plans, sampling)
-    strips: dict[str, list[Tensor]] = {name: [] for name in plans}
-
-    def visit(name: str, images: Tensor) -> None:
-        if sum(map(len, strips[name])) < STRIP:
-            strips[name].append(images)
-
-    seen: list[Batch] = []
-    with meter("evaluating", len(inputs), quiet) as tick:
-        for begin in range(0, len(inputs), batch):
-            part = inputs.chunk(begin, batch)
-            near = begin < LOOKED
-            seen.append(observe_batch(model, part, plans, sampling, quality, visit, near))
-            tick(len(part))
-    plain = summarise(model, plans, seen, quality)
-    figures: dict[str, SuiteFigures] = {}
+    ran = run_rows(
+        model,
+        inputs,
+        rows,
+        sampling,
+        quality,
+        batch,
+        "evaluating",
+        kept=STRIP,
+        looked=LOOKED,
+        quiet=quiet,
+    )
     ceiling = tokenizer_ceiling(model, suite, quality, inputs.chunk(0, 1))
     training = None if quality.reference is None else suite.training().float()
     if training is not None and quality.reference is not None:
         nearest = nearest_distance(quality.reference.float(), training)
         ceiling["nearest_real"] = list(mean_interval(nearest))
-    for name in plans:
-        near_training = None
-        if training is not None:
-            near_training = _nearest(seen, name, suite, kinds, training)
-        figures[name] = SuiteFigures(
-            **vars(plain[name]),
-            **_rates(seen, name, suite, kinds, inputs),
-            nearest=near_training,
+    figures = {
+        name: SuiteFigures(
+            **vars(ran.figures[name]),
+            **_rates(ran.seen, name, suite, kinds, inputs),
+            nearest=None if training is None else _nearest(ran.seen, name, suite, kinds, training),
         )
-    pictures = {name: torch.cat(kept)[:STRIP] for name, kept in strips.items()}
-    for name, first in made.same.items():
-        figures[name], pictures[name] = figures[first], pictures[first]
+        for name in rows.plans
+    }
+    figures |= {name: figures[first] for name, first in rows.same.items()}
     asked = tuple(str(item) for item in inputs.items[:STRIP])
-    return Evaluation(suite, made, figures, ceiling, quality, pictures, asked)
+    return Evaluation(suite, rows, figures, ceiling, quality, ran.pictures, asked)
 
 
 def _rates(
@@ -226,14 +222,13 @@ def table(found: Evaluation) -> list[list[str]]:
     looked = exact.perceptual_name or "1 - SSIM"
     head = ["", "ms", "x", "loop x", suite.passes, "lost", *suite.beside]
     head += [*(kind.short for kind in suite.kinds), found.quality.features.kid, looked, "PSNR"]
-    entries = found.lineup.entries
-    return [head, *(_cells(entry, found.figures[entry.name], suite) for entry in entries)]
+    return [head, *(_cells(row, found.figures[row.name], suite) for row in found.rows)]
 
 
-def _cells(entry: Row, f: SuiteFigures, suite: Suite) -> list[str]:
-    same, kinds = entry.name == EXACT, [kind.name for kind in suite.kinds]
+def _cells(row: Row, f: SuiteFigures, suite: Suite) -> list[str]:
+    same, kinds = row.name == EXACT, [kind.name for kind in suite.kinds]
     return [
-        entry.name,
+        row.name,
         *f.speed_cells(),
         ranged(f.passed),
         NONE if same else ranged(f.passed_loss, "+.3f"),

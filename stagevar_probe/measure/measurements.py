@@ -82,6 +82,18 @@ class Measurements:
         mine = np.asarray(values[intervention])
         return np.asarray(values["exact"])[: len(mine)] - mine
 
+    def group_means(
+        self, scale: int, centring: str, measure: str, branch: str = "cond"
+    ) -> tuple[float, ...] | None:
+        """Mean over images of a rank measure, one value per group; None where none was measured."""
+        rows = [
+            row
+            for row in self.ranks
+            if (row["scale"], row["branch"], row["centring"]) == (scale, branch, centring)
+        ]
+        rows.sort(key=lambda row: row["group"])
+        return tuple(float(np.mean(row["values"][measure])) for row in rows) or None
+
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
         out = asdict(replace(self, validation=Validation())) | {

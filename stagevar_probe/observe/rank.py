@@ -22,6 +22,7 @@ from ..intervals import Interval, mean_interval
 
 Centring = Literal["pca", "svd"]
 CENTRINGS: tuple[Centring, ...] = ("pca", "svd")
+ALPHA = 0.96  # the share of the energy that profiles and reports show, as published
 ALPHAS = (0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.999)
 LARGE = 2048  # both sides above this: a randomised SVD instead of an exact eigenvalue problem
 SLACK = 1e-12  # the share alpha is met up to float64 rounding

@@ -13,13 +13,12 @@ from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile, TargetResult
 
-from ..calibrate.profile import ALPHA, group_means
 from ..datasets.inputs import Inputs
 from ..intervals import bootstrap_mean
 from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
-from ..observe.rank import ratio_name
+from ..observe.rank import ALPHA, ratio_name
 from . import plots
 from .html import ReportData, write_report
 
@@ -233,7 +232,7 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
                 {
                     label: np.array(
                         [
-                            group_means(measured, k, centring, ratio_name(ALPHA))
+                            measured.group_means(k, centring, ratio_name(ALPHA))
                             for k in range(len(names))
                         ]
                     ).T

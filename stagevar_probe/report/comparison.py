@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..compare.comparison import LOOKED, Comparison, cells, disturbance, head, pareto
-from ..compare.questions import Finding
-from ..validate.rows import EXACT
+from ..compare.comparison import Comparison, disturbance, pareto
+from ..compare.paired import Finding
+from ..compare.table import cells, head
+from ..validate.rows import EXACT, LOOKED
 from . import plots
 from .html import ReportData, TableData, write_report
 
@@ -30,14 +31,14 @@ def comparison_data(
     fast = [name for name in front if name != EXACT]
     return ReportData(
         title=f"{job['checkpoint']}: every method side by side",
-        subtitle=f"{job['family']}, {len(found.lineup.entries)} rows, {exact.images} images, "
+        subtitle=f"{job['family']}, {len(found.rows)} rows, {exact.images} images, "
         f"batch {exact.batch}, {job['hardware']['device']} {job['dtype']}",
         satisfied=None,
-        verdict=f"{len(fast)} of {len(found.lineup.entries) - 1} rows are on the Pareto front of "
+        verdict=f"{len(fast)} of {len(found.rows) - 1} rows are on the Pareto front of "
         f"end-to-end time and {exact.metric} lost: nothing else tried is both faster and "
         f"better. What lies within intervals of another is not told apart from it.",
         headlines=[],
-        facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
+        facts=[(name, reason) for name, reason in found.rows.left_out.items()],
         loss_name=f"{exact.metric} lost",
         plans=[],
         figures=[
@@ -48,15 +49,15 @@ def comparison_data(
             }
         ],
         pictures=[
-            {"uri": plots.picture_row(found.strips[entry.name]), "caption": entry.name}
-            for entry in found.lineup.entries
-            if entry.name in found.strips and (entry.kind in SHOWN or entry.name in front)
+            {"uri": plots.picture_row(found.pictures[row.name]), "caption": row.name}
+            for row in found.rows
+            if row.name in found.pictures and (row.kind in SHOWN or row.name in front)
         ],
         pictures_title="Pictures: the same seeds in every row",
         pictures_caption="Presets, plans, retuned exact paths and the Pareto front.",
-        tables=[*map(_answer_table, given), _rows_table(found, front)],
+        tables=[*map(_finding_table, given), _rows_table(found, front)],
         notes=[
-            *(f"{answer.question} {answer.sentence}" for answer in given),
+            *(f"{finding.question} {finding.sentence}" for finding in given),
             "Every row draws the same noise for the same token: PSNR and SSIM compare pictures of "
             "one seed. They mean little for rows whose early guidance differs.",
             "Speed-ups are against this project's own exact path, in interleaved batches. Rows of "
@@ -71,29 +72,28 @@ def comparison_data(
 def _plot(found: Comparison, front: set[str]) -> str:
     """Named: the front and the presets."""
     points: dict[bool, list[plots.Point]] = {True: [], False: []}
-    for entry in found.lineup.entries:
-        f = found.figures[entry.name]
-        best = entry.name in front
+    for row in found.rows:
+        f = found.figures[row.name]
+        best = row.name in front
         ms, (loss, low, high) = f.total_ms / f.batch, f.loss
-        name = entry.name if best or entry.kind in ("preset", "plan") else ""
+        name = row.name if best or row.kind in ("preset", "plan") else ""
         points[best].append(plots.Point(ms, loss, low, high, name[:28]))
     loss_name = f"{found.figures[EXACT].metric} lost"
     return plots.frontier(points[True], None, loss_name, points[False])
 
 
-def _answer_table(answer: Finding) -> TableData:
-    header, *lines = answer.table or [[""]]
-    return TableData(title=answer.question, header=header, rows=lines[:60], caption=answer.sentence)
+def _finding_table(finding: Finding) -> TableData:
+    header, *lines = finding.table or [[""]]
+    return TableData(
+        title=finding.question, header=header, rows=lines[:60], caption=finding.sentence
+    )
 
 
 def _rows_table(found: Comparison, front: set[str]) -> TableData:
     return TableData(
         title="Every row",
         header=[cell or "row" for cell in head(found.figures[EXACT])],
-        rows=[
-            cells(entry, found.figures[entry.name], entry.name in front)
-            for entry in found.lineup.entries
-        ],
+        rows=[cells(row, found.figures[row.name], row.name in front) for row in found.rows],
         caption="Milliseconds per batch, GFLOP an image (blocks only). * on the Pareto front. "
         "± half a 95 % interval. ST-LPIPS, where it is installed: perceptual distance to exact, on "
         f"at most {LOOKED} images.",

@@ -43,11 +43,11 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
     head, *rows = table(found)
     exact = found.figures[EXACT]
     best: dict[bool, list[plots.Point]] = {True: [], False: []}
-    for entry in found.lineup.entries:
-        f = found.figures[entry.name]
+    for row in found.rows:
+        f = found.figures[row.name]
         lost, low, high = f.passed_loss
-        plan = entry.kind in ("plan", EXACT)
-        point = plots.Point(f.total_ms / f.batch, lost, low, high, entry.name[:28])
+        plan = row.kind in ("plan", EXACT)
+        point = plots.Point(f.total_ms / f.batch, lost, low, high, row.name[:28])
         best[plan].append(point)
     cells = TableData(
         title="Every row",
@@ -63,7 +63,7 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
         satisfied=None,
         verdict=f"The exact path passes {ranged(exact.passed)}.",
         headlines=[],
-        facts=[(name, reason) for name, reason in found.lineup.left_out.items()],
+        facts=[(name, reason) for name, reason in found.rows.left_out.items()],
         loss_name="pass rate lost",
         plans=[],
         figures=[
@@ -74,8 +74,8 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
             }
         ],
         pictures=[
-            {"uri": plots.picture_row(found.strips[entry.name]), "caption": entry.name}
-            for entry in found.lineup.entries
+            {"uri": plots.picture_row(found.pictures[row.name]), "caption": row.name}
+            for row in found.rows
         ],
         pictures_title="Pictures: the same seeds in every row",
         pictures_caption="; ".join(found.prompts),

@@ -15,7 +15,7 @@ from torch import Tensor
 from stagevar_probe.bench.timing import LATE, plan_named
 from stagevar_probe.compare.grid import Grid, assemble
 from stagevar_probe.datasets.inputs import Inputs
-from stagevar_probe.evaluate.evaluation import evaluation_lineup
+from stagevar_probe.evaluate.evaluation import suite_rows
 from stagevar_probe.measure.costs import cost_plans
 from stagevar_probe.measure.interventions import Intervention, SearchSpace, run_chunk
 from stagevar_runtime import Pipeline, load
@@ -82,7 +82,7 @@ def test_what_is_planned(on_gpu: Seen, tiny_files: Path, calibrated_once: Path) 
     plans = {
         "bench": plan_named("balanced", model, sampling, profile),
         "compare": rows.plans["profile: balanced"],
-        "evaluate": evaluation_lineup(model, sampling, profile).plans["profile: balanced"],
+        "evaluate": suite_rows(model, sampling, profile).plans["profile: balanced"],
         "pipeline": pipeline.enable(STEPS).plan(),
     }
     assert {name: kept(plan) for name, plan in plans.items()} == {

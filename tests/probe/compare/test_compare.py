@@ -15,17 +15,10 @@ import pytest
 import torch
 from conftest import invoke, some_figures
 
-from stagevar_probe.compare.comparison import (
-    Comparison,
-    ComparisonRun,
-    as_csv,
-    as_table,
-    disturbance,
-    pareto,
-    rows,
-)
+from stagevar_probe.compare.comparison import Comparison, ComparisonRun, disturbance, pareto
 from stagevar_probe.compare.grid import Grid, assemble
 from stagevar_probe.compare.questions import findings
+from stagevar_probe.compare.table import as_csv, as_rows, as_table
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.flops import plan_flops
@@ -66,7 +59,7 @@ def test_first_row_is_exact_and_has_the_numbers_of_validate(found, tiny_var: VAR
     inputs = balanced_labels(tiny_var, 6, 0, held_out=True)
     plan = compile_plan((), tiny_var.info, tiny_var.scales(), SAMPLING)
     alone = validate(tiny_var, inputs, {EXACT: plan}, SAMPLING, Features(), 3)[EXACT].dump()
-    first = rows(found)[0]
+    first = as_rows(found)[0]
     assert first["name"] == EXACT and first["steps"] == []
     same = [key for key in alone if not TIMES.search(key) or key == "kid_ci95"]
     assert {"score", "kid", "kid_ci95", "psnr", "flops", "images"} <= set(same)
@@ -76,9 +69,9 @@ def test_first_row_is_exact_and_has_the_numbers_of_validate(found, tiny_var: VAR
 
 def test_every_preset_pair_and_guidance_has_a_row(found) -> None:
     kinds: dict[str, list[str]] = {}
-    for entry in found.lineup.entries:
+    for entry in found.rows:
         kinds.setdefault(entry.kind, []).append(entry.name)
-    assert set(kinds["preset"]) | set(found.lineup.left_out) >= set(PRESETS)
+    assert set(kinds["preset"]) | set(found.rows.left_out) >= set(PRESETS)
     assert len(kinds["tokens"]) == 3 * len(GRID.pairs())  # two ratios at the last, one at both
     assert kinds["features"] == [
         f"features {rank} {basis} at {at}"
@@ -87,10 +80,10 @@ def test_every_preset_pair_and_guidance_has_a_row(found) -> None:
         for at in ("3", "2, 3")
     ]
     assert "features 16 pca at 3 with deviation + cache, keep 0.5 at 3" in kinds["joint"]
-    strengths = {e.guidance for e in found.lineup.entries if e.guidance is not None}
+    strengths = {e.guidance for e in found.rows if e.guidance is not None}
     assert strengths == {1.5, 4.5, 6.0}
-    assert len(found.figures) == len(found.lineup.entries)
-    assert len({entry.name for entry in found.lineup.entries}) == len(found.figures)
+    assert len(found.figures) == len(found.rows)
+    assert len({entry.name for entry in found.rows}) == len(found.figures)
 
 
 def test_full_grid_has_every_selector_and_restorer() -> None:
@@ -101,13 +94,13 @@ def test_full_grid_has_every_selector_and_restorer() -> None:
 
 
 def test_one_plan_under_two_names_is_run_once(found) -> None:
-    same = found.lineup.same
-    assert same["skip the last 2"] == "skip-2" and "skip the last 2" not in found.lineup.plans
+    same = found.rows.same
+    assert same["skip the last 2"] == "skip-2" and "skip the last 2" not in found.rows.plans
     assert found.figures["skip the last 2"] == found.figures["skip-2"]
 
 
 def test_every_figure_has_an_interval_around_it(found) -> None:
-    for row in rows(found):
+    for row in as_rows(found):
         for key in ("score", "loss", "psnr", "ssim", "speedup_loop", "speedup_total"):
             value, low, high = row[key]
             assert low - 1e-9 <= value <= high + 1e-9, (row["name"], key)
@@ -121,7 +114,7 @@ def test_every_figure_has_an_interval_around_it(found) -> None:
 def test_rows_differ_from_exact_and_cost_less(found) -> None:
     exact = found.figures[EXACT]
     assert exact.loss == (0.0, 0.0, 0.0) and exact.speedup_total == (1.0, 1.0, 1.0)
-    for entry in found.lineup.entries[1:]:
+    for entry in found.rows.rows[1:]:
         f = found.figures[entry.name]
         assert f.psnr[0] < 60, entry.name
         assert f.flops == exact.flops if entry.kind == "guidance" else True
@@ -130,7 +123,7 @@ def test_rows_differ_from_exact_and_cost_less(found) -> None:
 
 
 def test_measured_directions_are_closer_than_random_ones(found) -> None:
-    at = {e.name: found.figures[e.name].psnr[0] for e in found.lineup.entries}
+    at = {e.name: found.figures[e.name].psnr[0] for e in found.rows}
     assert at["features 32 pca at 3"] > at["features 32 random at 3"]
     (axes,) = [a for a in findings(found) if "fewer features" in a.question]
     assert len(axes.numbers) == 8 and set(axes.numbers) < set(at)
@@ -148,7 +141,7 @@ def test_a_profile_brings_its_own_directions(tiny_var: VAR) -> None:
 
 
 def test_stronger_guidance_is_stronger(found, tiny_var: VAR) -> None:
-    plans = found.lineup.plans
+    plans = found.rows.plans
     weight = {
         name: plans[name][2].weights[0] for name in (EXACT, "exact, guidance 1.5", "cfg-off")
         if plans[name][2].weights
@@ -166,16 +159,16 @@ def test_pareto_front() -> None:
 
 def test_times_of_equal_work_say_how_far_times_can_be_trusted(found) -> None:
     ratio = disturbance(found)
-    times = [f.loop_ms for e in found.lineup.entries if (f := found.figures[e.name])
+    times = [f.loop_ms for e in found.rows if (f := found.figures[e.name])
              and e.kind in ("exact", "guidance")]  # fmt: skip
     assert len(times) > 3 and ratio == max(times) / min(times) >= 1
 
 
 def test_work_is_counted_before_it_is_done(tiny_var: VAR) -> None:
     inputs = balanced_labels(tiny_var, 6, 0, held_out=True)
-    contest = ComparisonRun(tiny_var, inputs, SAMPLING, Likeness(), 3, quiet=True)
-    work = contest.work()
-    plans = contest.lineup.plans
+    run = ComparisonRun(tiny_var, inputs, SAMPLING, Likeness(), 3, quiet=True)
+    work = run.work()
+    plans = run.rows.plans
     whole = [plan_flops(tiny_var.info, plan) for plan in plans.values()]
     assert work.rows == len(plans) and work.images == 6 and work.seconds > 0
     assert work.generations == pytest.approx(sum(whole) / whole[0])
@@ -183,10 +176,10 @@ def test_work_is_counted_before_it_is_done(tiny_var: VAR) -> None:
 
 def test_csv_and_table_hold_every_row(found) -> None:
     table = list(csv.DictReader(io.StringIO(as_csv(found))))
-    assert [line["name"] for line in table] == [entry.name for entry in found.lineup.entries]
+    assert [line["name"] for line in table] == [entry.name for entry in found.rows]
     assert float(table[0]["loss"]) == 0 and float(table[3]["psnr_low"]) <= float(table[3]["psnr"])
     lines = as_table(found).splitlines()
-    assert len(lines) == 1 + len(found.lineup.entries) and lines[1].lstrip("* ").startswith(EXACT)
+    assert len(lines) == 1 + len(found.rows) and lines[1].lstrip("* ").startswith(EXACT)
 
 
 def test_report_is_one_file(found) -> None:
@@ -201,11 +194,11 @@ def test_what_cannot_run_is_left_out_with_the_reason(tiny_var: VAR) -> None:
     from dataclasses import replace
 
     dependent = replace(tiny_var.info, rows_independent=False)
-    lineup = assemble(dependent, tiny_var.scales(), SAMPLING, None, None, None)
-    left = {name: reason for name, reason in lineup.left_out.items() if name.startswith("null")}
+    made = assemble(dependent, tiny_var.scales(), SAMPLING, None, None, None)
+    left = {name: reason for name, reason in made.left_out.items() if name.startswith("null")}
     assert left and all("null" in reason for reason in left.values())
     unguided = assemble(tiny_var.info, tiny_var.scales(), Sampling(guidance=0.0), None, None, None)
-    assert not [e for e in unguided.entries if e.kind in ("drop", "guidance")]
+    assert not [e for e in unguided if e.kind in ("drop", "guidance")]
 
 
 def test_command(calibrated: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from conftest import some_figures
 
+from stagevar_probe.compare.changes import Drop, LowRank, Skip, Tokens
 from stagevar_probe.compare.comparison import Comparison
-from stagevar_probe.compare.questions import as_json, findings, say, verdict
+from stagevar_probe.compare.paired import say, verdict
+from stagevar_probe.compare.questions import as_json, findings
 from stagevar_probe.intervals import Interval, mean_interval
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.rank import ratio_name
@@ -25,22 +27,20 @@ RNG = np.random.default_rng(0)
 
 
 def drop(branch: str, schedule: str = "published", cool: bool = False) -> Row:
-    facts = {"branch": branch, "scale": 4, "schedule": schedule, "cool": cool}
-    return Row(f"{branch}, {schedule}, {cool}", "drop", facts=facts)
+    return Row(f"{branch}, {schedule}, {cool}", "drop", change=Drop(branch, 4, schedule, cool))
 
 
 def tokens(select: str, restore: str, keep: float, *scales: int) -> Row:
-    facts = {"select": select, "restore": restore, "keep": keep, "scales": list(scales)}
-    return Row(f"{select} + {restore} {keep} {scales}", "tokens", facts=facts)
+    change = Tokens(select, restore, keep, scales)
+    return Row(f"{select} + {restore} {keep} {scales}", "tokens", change=change)
 
 
 def features(rank: int, *scales: int) -> Row:
-    facts = {"basis": "pca", "rank": rank, "scales": list(scales)}
-    return Row(f"features {rank} at {scales}", "features", facts=facts)
+    return Row(f"features {rank} at {scales}", "features", change=LowRank("pca", rank, scales))
 
 
 def skip(late: int) -> Row:
-    return Row(f"skip the last {late}", "skip", facts={"late": late})
+    return Row(f"without the last {late}", "skip", change=Skip(late))
 
 
 def comparison(rows: dict[Row, tuple[float, float, float]], reference=None) -> Comparison:
@@ -74,8 +74,8 @@ def comparison(rows: dict[Row, tuple[float, float, float]], reference=None) -> C
         )
     quality = Likeness()
     quality.reference = reference
-    lineup = Rows(tuple(entries), {}, {}, {})
-    return Comparison(lineup, figures, [seen], quality, {})
+    table = Rows(tuple(entries), {}, {}, {})
+    return Comparison(table, figures, [seen], quality, {})
 
 
 Figures = dict[Row, tuple[float, float, float]]
@@ -159,10 +159,11 @@ def test_projection_is_said_to_lose_where_it_loses(db: float, word: str) -> None
 
 @pytest.mark.parametrize(("joint", "more"), [(0.05, 0), (0.12, 1)])
 def test_sums_of_parts(joint: float, more: int) -> None:
-    parts = {Row("a", "drop", facts=drop("cond").facts): (0.02, 30.0, 9.0),
-             Row("b", "joint"): (0.03, 30.0, 9.0)}  # fmt: skip
-    whole = Row("a with b", "joint", facts={"parts": ["a", "b"]})
-    lost = Row("a with c", "joint", facts={"parts": ["a", "c"]})
+    one, other = Drop("cond", 4, "published", False), Skip(1)
+    parts = {Row("a", "drop", change=one): (0.02, 30.0, 9.0),
+             Row("b", "joint", change=other): (0.03, 30.0, 9.0)}  # fmt: skip
+    whole = Row("a with b", "joint", parts=(one, other))
+    lost = Row("a with c", "joint", parts=(one, Skip(2)))
     answer = asked(
         comparison({**parts, whole: (joint, 28.0, 8.0), lost: (1.0, 9.0, 8.0)}), "add up"
     )

@@ -20,7 +20,6 @@ from conftest import CHECKPOINT, invoke
 from PIL import Image, ImageDraw
 
 from stagevar_probe.commands import evaluate as evaluate_command
-from stagevar_probe.compare import grid as contest
 from stagevar_probe.datasets.archive import Archive, open_archive
 from stagevar_probe.datasets.scenes import VOCABULARY
 from stagevar_probe.evaluate import evaluation as evaluate
@@ -30,6 +29,7 @@ from stagevar_probe.metrics.features import remembering
 from stagevar_probe.metrics.quality import find_quality
 from stagevar_probe.metrics.retrieval import Retrieval, make_gallery
 from stagevar_probe.report.evaluation import ceiling_lines
+from stagevar_probe.validate import rows as row_module
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.loading import load
@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "PRESETS", {"skip-2": contest.PRESETS["skip-2"]})
+    monkeypatch.setattr(row_module, "PRESETS", {"skip-2": row_module.PRESETS["skip-2"]})
 
 
 def test_archive_is_read(opened: Archive) -> None:
@@ -275,7 +275,7 @@ def test_rates_are_of_what_was_drawn(
     pairs = torch.tensor([kind == "held_out_pair" for kind in kinds])
     drawn["skip-2"] = torch.where(pairs[:, None, None, None], drawn["no guidance"], real[numbers])
     model, sampling = pipeline.model, pipeline.sampling()
-    made = evaluate.evaluation_lineup(model, sampling, None)
+    made = evaluate.suite_rows(model, sampling, None)
     begin = iter(range(10**6))
 
     def decode(state: Any) -> torch.Tensor:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import CHECKPOINT, invoke
 
-from stagevar_probe.compare import grid as contest
 from stagevar_probe.datasets.scenes import VOCABULARY, passed
 from stagevar_probe.datasets.scenes import prompts as suite
 from stagevar_probe.evaluate import evaluation as evaluate
@@ -20,6 +19,7 @@ from stagevar_probe.evaluate import scenes as scenes_suite
 from stagevar_probe.evaluate.suites import find_suite
 from stagevar_probe.metrics import scene_rules
 from stagevar_probe.metrics.quality import find_quality
+from stagevar_probe.validate import rows as row_module
 from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.loading import load
 from stagevar_runtime.pipeline import Pipeline
@@ -36,7 +36,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "CEILING", 14)
     monkeypatch.setattr(scene_rules, "REFERENCES", 60)
     chosen = ("stagevar", "fastvar", "skip-2")
-    monkeypatch.setattr(contest, "PRESETS", {name: contest.PRESETS[name] for name in chosen})
+    monkeypatch.setattr(row_module, "PRESETS", {name: row_module.PRESETS[name] for name in chosen})
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
     drawn = real.clone()
     drawn[[i for i, kind in enumerate(kinds) if kind == "counting"]] = 0.5  # four empty pictures
     model, sampling = pipeline.model, pipeline.sampling()
-    made = evaluate.evaluation_lineup(model, sampling, None)
+    made = evaluate.suite_rows(model, sampling, None)
     quality = find_quality(scenes.metric, Path("m"), 0, "pixels")
     begin = iter(range(10**6))
 
@@ -112,4 +112,4 @@ def test_rates_are_of_what_was_drawn(pipeline: Pipeline, monkeypatch) -> None:
     assert other.passed_loss[0] == pytest.approx(4 / 24)
     assert other.passed[0] == pytest.approx(20 / 24)
     lines = evaluate.as_table(found).splitlines()
-    assert lines[1].startswith("exact") and len(lines) == 1 + len(made.entries)
+    assert lines[1].startswith("exact") and len(lines) == 1 + len(made)

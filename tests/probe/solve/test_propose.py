@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagevar_probe.calibrate.profile import (
-    ALPHA,
     build_profile,
     estimate,
-    group_means,
     scale_measurements,
     stages_of,
 )
@@ -26,7 +24,7 @@ from stagevar_probe.measure.figures import Figures
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements
 from stagevar_probe.measure.validation import Validation
-from stagevar_probe.observe.rank import ratio_name
+from stagevar_probe.observe.rank import ALPHA, ratio_name
 from stagevar_probe.solve.build import problem_from, steps_of
 from stagevar_probe.solve.candidates import (
     RUNGS,
@@ -274,8 +272,8 @@ def test_group_means_are_in_the_order_of_groups() -> None:
     made = measured()
     for row in made.ranks:
         row["values"][ratio_name(ALPHA)] = [float(row["group"])]
-    assert group_means(made, 3, "svd", ratio_name(ALPHA)) == (0.0, 1.0)
-    assert group_means(made, 3, "svd", ratio_name(ALPHA), branch="null") is None
+    assert made.group_means(3, "svd", ratio_name(ALPHA)) == (0.0, 1.0)
+    assert made.group_means(3, "svd", ratio_name(ALPHA), branch="null") is None
 
 
 def test_estimates_and_stages() -> None:

@@ -130,9 +130,8 @@ def check_prompts(pipeline: Pipeline, suite: Suite, prompts: Sequence[int | str]
             f"suite {suite.name} asks with prompts, {pipeline.path.name} draws from class labels: "
             "use stagevar-probe validate"
         )
-    encoder = getattr(pipeline.encode, "__self__", None)
-    if isinstance(encoder, WordEncoder):
-        encoder.numbered([str(prompt) for prompt in prompts])
+    if isinstance(pipeline.encode, WordEncoder):
+        pipeline.encode.numbered([str(prompt) for prompt in prompts])
 
 
 def job_of(pipeline: Pipeline, found: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import stagevar_runtime
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile.fingerprint import schedule_name
-from stagevar_runtime.text.words import WordEncoder
+from stagevar_runtime.text import TextEncoder
 
 from ..datasets.archive import MAKE
 from ..evaluate.evaluation import (
@@ -130,8 +130,8 @@ def check_prompts(pipeline: Pipeline, suite: Suite, prompts: Sequence[int | str]
             f"suite {suite.name} asks with prompts, {pipeline.path.name} draws from class labels: "
             "use stagevar-probe validate"
         )
-    if isinstance(pipeline.encode, WordEncoder):
-        pipeline.encode.numbered([str(prompt) for prompt in prompts])
+    if isinstance(pipeline.encode, TextEncoder):
+        pipeline.encode.check([str(prompt) for prompt in prompts])
 
 
 def job_of(pipeline: Pipeline, found: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:

@@ -28,10 +28,14 @@ Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """An :data:`Encode` that can be moved: ``encode`` reads prompts, ``to`` takes a device."""
+    """An :data:`Encode` that can be moved: ``encode`` reads prompts, ``to`` takes a device.
+
+    ``check`` raises StagevarError for prompts that it cannot read, without reading them.
+    """
 
     encode: Encode
     to: Callable[[torch.device], object]
+    check: Callable[[Sequence[str]], object] = len
 
     def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         return self.encode(prompts)
@@ -57,7 +61,7 @@ def encoder_for(
     said = str(source) if source is not None else None
     if said is not None and said.endswith(SUFFIX):
         words = load_words(Path(said), device)
-        return TextEncoder(words.encode, words.to)
+        return TextEncoder(words.encode, words.to, words.numbered)
     if said is not None and ":" in said and not Path(said).exists():
         return _imported(said)
     how: dict[str, Any] = {"device": device} | ({} if said is None else {"source": said})

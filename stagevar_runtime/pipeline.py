@@ -19,11 +19,12 @@ from .diffusers_style import DiffusersStyle
 from .errors import ProfileError, StagevarError
 from .loop import engine
 from .loop.engine import Generation
-from .loop.plan import Plan, plan_for
+from .loop.plan import EXACT, Plan, plan_for
 from .model.lru import LRU
 from .model.protocol import Conditioning, ScaleModel, ScaleSpec
 from .model.sampling import Sampling
-from .options.low_rank import Bases, bases_path, low_rank_layers, low_rank_of
+from .options.layers import forget, stand_ins
+from .options.low_rank import Bases, bases_path, low_rank_of
 from .profile.discovery import Found, check_match, find_profile, profile_path
 from .profile.fingerprint import (
     Fingerprint,
@@ -54,7 +55,7 @@ class Pipeline(DiffusersStyle):
         self.path, self.settings = source.opened.path, source.opened.settings
         self.profile: Profile | None = None
         self.profile_source = "none"
-        self.plan_name = "exact"
+        self.plan_name = EXACT
         self.notes: list[str] = []
         self.fast = Acceleration()
         self._firsts: LRU[float] = LRU(SHAPES_KEPT)
@@ -170,15 +171,14 @@ class Pipeline(DiffusersStyle):
 
     def disable(self) -> Pipeline:
         """Run the exact path from now on."""
-        self._steps, self.plan_name, self._last = (), "exact", None
+        self._steps, self.plan_name, self._last = (), EXACT, None
         return self
 
     def _set(self, steps: tuple[PlanStep, ...], name: str) -> None:
         plan = self._compile(steps, self.model.scales(), self.model.default_sampling)
-        if self.model.info.layers:
-            low_rank_of(self.model).forget()
+        forget(self.model)
         for step in plan:
-            low_rank_layers(self.model, step.scale.index, step.features)
+            stand_ins(self.model, step.scale.index, step.layers)
         self._steps, self.plan_name, self._last = steps, name, None
 
     @property
@@ -277,7 +277,9 @@ class Pipeline(DiffusersStyle):
             self.model,
             partial(
                 engine.generate,
-                *(self.model, self.condition(**inputs), plan, sampling, seed, scales, observer),
+                *(self.model, self.condition(**inputs), plan),
+                seed=seed,
+                observer=observer,
                 graphs=self.fast.graphs,
             ),
         )
@@ -352,9 +354,9 @@ class Pipeline(DiffusersStyle):
         batch = last.images.shape[0] if last else 1
         notes = [*self.model.info.notes, *self.notes]
         notes += self.fast.notes()
-        if self.plan_name == "exact" and self.profile is None:
+        if self.plan_name == EXACT and self.profile is None:
             notes.append("no profile: the exact path runs")
-        if self.plan_name != "exact" and self._changes_nothing():
+        if self.plan_name != EXACT and self._changes_nothing():
             notes.append(self._idle_note())
         notes += self._other_schedule([step.scale for step in plan])
         return Summary(
@@ -365,7 +367,7 @@ class Pipeline(DiffusersStyle):
             plan=self.plan_name,
             notes=tuple(notes),
             rows=tuple(
-                summary_row(step, last.scale_ms[k] if last else 0.0, batch)
+                summary_row(self.model, step, last.scale_ms[k] if last else 0.0, batch)
                 for k, step in enumerate(plan)
             ),
             loop_ms=last.loop_ms if last else 0.0,

@@ -117,7 +117,7 @@ def memory_use(model: ScaleModel, plan: Plan, batch: int, held: Sequence[int]) -
     )
 
 
-def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:
+def summary_row(model: ScaleModel, step: ScaleStep, ms: float, batch: int) -> SummaryRow:
     skipped = step.run == "skip"
     kept = (
         ()
@@ -136,9 +136,7 @@ def summary_row(step: ScaleStep, ms: float, batch: int) -> SummaryRow:
         if reduced:
             one = reduced[0]
             done.append(f"{len(reduced)}/{len(step.groups)} groups {one.select} + {one.restore}")
-        if step.features:
-            rank, basis = step.features.rank, step.features.basis
-            done.append(f"features {rank} {basis} in {' '.join(step.features.layers)}")
+        done += [layers.description(model) for layers in step.layers]
         if step.temperature != 1.0:
             done.append(f"temperature {step.temperature:g}")
     return SummaryRow(

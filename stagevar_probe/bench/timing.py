@@ -122,15 +122,15 @@ def contenders(
         name: plan_named(name, model, sampling, profile) for name in plans if name != EXACT
     }
     for name, plan in named.items():
-        out[name] = Contender(_engine(model, plan, sampling, seed, fast or Acceleration()), plan)
+        out[name] = Contender(_engine(model, plan, seed, fast or Acceleration()), plan)
     return out
 
 
 def _engine(
-    model: ScaleModel, plan: Plan, sampling: Sampling, seed: int, fast: Acceleration
+    model: ScaleModel, plan: Plan, seed: int, fast: Acceleration
 ) -> Callable[[Conditioning], Generation]:
     def make(conditioning: Conditioning) -> Generation:
-        run = partial(generate, model, conditioning, plan, sampling, seed, graphs=fast.graphs)
+        run = partial(generate, model, conditioning, plan, seed=seed, graphs=fast.graphs)
         return fast.attempt(model, run)
 
     return make

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stagevar_runtime.model.protocol import ScaleModel
-from stagevar_runtime.model.sampling import Noise, Sampling
+from stagevar_runtime.model.sampling import Drawn, Noise, Sampling
 from stagevar_runtime.profile import Profile
 
 from ..datasets.inputs import HELD_OUT_SEED, Encode, Inputs
@@ -179,7 +179,7 @@ def tokenizer_ceiling(
 ) -> Rates:
     """Pass rates of real pictures as they are, and encoded and decoded by the tokenizer; and what
     else bounds the suite."""
-    encodes = hasattr(getattr(model, "tokenizer", None), "encode")
+    encodes = model.tokenizer is not None
     real, prompts = suite.real(CEILING, picture_side(model) if encodes else None)
     shown = {"real": real}
     if encodes:
@@ -194,8 +194,8 @@ def tokenizer_ceiling(
 
 def picture_side(model: ScaleModel) -> int:
     """Pixels along the side of a picture that a model's own tokenizer encodes."""
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]
-    return int(model.scales()[-1].height * tokenizer.config.downsample)
+    assert model.tokenizer is not None
+    return int(model.scales()[-1].height * model.tokenizer.config.downsample)
 
 
 def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:
@@ -204,10 +204,12 @@ def rebuild(model: ScaleModel, images: Tensor, one: Inputs) -> Tensor:
     many = replace(one, items=one.items * len(images), seeds=one.seeds * len(images))
     noise = Noise(many.seeds, len(many), model.device)
     state = model.begin(many.condition(model), scales, noise, guided=False)
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]
+    assert model.tokenizer is not None
     sizes = [(s.height, s.width) for s in scales]
-    for scale, ids in zip(scales, tokenizer.encode(images.to(model.device), sizes), strict=True):
-        model.advance(state, scale, ids)
+    for scale, ids in zip(
+        scales, model.tokenizer.encode(images.to(model.device), sizes), strict=True
+    ):
+        model.advance(state, scale, Drawn(ids))
     return model.decode(state).float().cpu()
 
 

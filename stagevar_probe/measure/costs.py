@@ -92,12 +92,12 @@ def measure_costs(
     seeds = list(range(conditioning.batch))
     for turn in range(repeats + 1):
         for rows, name, plan in plans:
-            made = generate(model, conditioning, plan, sampling, seeds)
+            made = generate(model, conditioning, plan, seed=seeds)
             if turn == 0:
                 continue
             decode.append(made.decode_ms)
             for step, ms in zip(plan, made.scale_ms, strict=True):
-                if name == FULL or step.reduced or step.features or step.null_tokens:
+                if name == FULL or step.reduced or step.low_rank or step.null_tokens:
                     times.setdefault((step.scale.index, rows, name), []).append(ms)
     return Costs(
         ms={cell: median(values) for cell, values in times.items()},
@@ -125,7 +125,7 @@ def time_generation(
     for turn in range(repeats + 1):
         for i, plan in enumerate(plans):
             begun = time.perf_counter()
-            made = generate(model, conditioning, plan, sampling, seeds)
+            made = generate(model, conditioning, plan, seed=seeds)
             total = 1000 * (time.perf_counter() - begun)
             if turn:
                 rows[i].append((made.loop_ms, made.decode_ms, total))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagevar_runtime.loop.plan import Plan
 from stagevar_runtime.model.protocol import ModelInfo
-from stagevar_runtime.options.low_rank import FeatureStep
+from stagevar_runtime.options.low_rank import LowRankStep
 
 from .costs import COUNTED
 
@@ -15,7 +15,7 @@ def block_flops(
     tokens: int,
     cached: int,
     hidden: float = 4.0,
-    features: FeatureStep | None = None,
+    features: LowRankStep | None = None,
 ) -> float:
     """Multiply-add FLOPs (2 a product) of one block: projections, attention, feed-forward."""
     d = info.width
@@ -36,7 +36,7 @@ def scale_flops(info: ModelInfo, plan: Plan) -> list[float]:
             run = group.tokens.keep if group.tokens else step.scale.tokens
             rows = 1 if step.null_tokens else len(step.branches)
             for block in group.blocks:
-                seen, features = cached[block], step.features
+                seen, features = cached[block], step.low_rank
                 totals[k] += block_flops(info, rows, run, seen, features=features)
                 if step.null_tokens:
                     totals[k] += block_flops(info, 1, step.null_tokens, seen, features=features)

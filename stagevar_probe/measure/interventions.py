@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from stagevar_runtime.errors import ProfileError
-from stagevar_runtime.loop.engine import Observer, advance, start
-from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for, storing
+from stagevar_runtime.loop.backward import storing
+from stagevar_runtime.loop.engine import UNSEEN, Observer, advance, start
+from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
@@ -282,7 +283,7 @@ def run_chunk(
     interventions: Iterable[Intervention],
     sampling: Sampling,
     visit: Visit,
-    observer: Observer | None = None,
+    observer: Observer = UNSEEN,
 ) -> None:
     """Generate a chunk by the exact path and by every intervention; ``visit(name, images)`` each
     result.
@@ -311,11 +312,9 @@ def run_chunk(
                 if intervention.scale == k and plans[intervention.name][k:] != plain[k:]:
                     twin = state.fork()
                     for changed in plans[intervention.name][k:]:
-                        advance(model, twin, changed, sampling)
+                        advance(model, twin, changed)
                     results[intervention.name] = model.decode(twin)
-            advance(
-                model, state, step, sampling, observer=observer if schedule == PUBLISHED else None
-            )
+            advance(model, state, step, observer=observer if schedule == PUBLISHED else UNSEEN)
         name = EXACT if schedule == PUBLISHED else schedule
         visit(name, model.decode(state))
         for arm_name, images in results.items():

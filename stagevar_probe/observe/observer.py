@@ -59,21 +59,21 @@ class ExactObserver(Observer):
             ]
         )
         self.sensitivity[step.scale.index] = observed_sensitivity(
-            logits,  # tempered already
+            logits / step.temperature,
             step.weights,
             delta=self._delta(step, logits),
             pairs=self.model.info.bits > 0,
             noise=noise,
             kind="uniform",
-            top_k=self.sampling.top_k_at(step.scale.index),
-            top_p=self.sampling.top_p,
+            top_k=step.sampling.top_k,
+            top_p=step.sampling.top_p,
         )
 
     def _delta(self, step: ScaleStep, logits: Tensor) -> Tensor | None:
-        """What the scale before says cond - null is here, tempered; None at the first scale."""
+        """What the scale before says cond - null is here, tempered alike; None at the first."""
         before, self._before = self._before, None
         if step.scale.is_map:
-            self._before = step.scale, torch.sub(*logits.chunk(2)) * step.temperature
+            self._before = step.scale, torch.sub(*logits.chunk(2))
         if before is None or not self.model.info.guides_logits:
             return None
         return resize(before[1], before[0].grid, step.scale.grid) / step.temperature

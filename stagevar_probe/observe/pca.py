@@ -114,7 +114,7 @@ def measure_bases(
             part = inputs.chunk(begin, batch)
             state = start(model, part.condition(model), plan, list(part.seeds))
             for step in plan[: 1 + max(ranks)]:
-                advance(model, state, step, sampling, observer=moments)
+                advance(model, state, step, observer=moments)
     return moments.bases(ranks)
 
 
@@ -123,8 +123,9 @@ def measured_ranks(plans: Iterable[Plan | Sequence[PlanStep]]) -> dict[int, int]
     ranks: dict[int, int] = {}
     for step in (step for plan in plans for step in plan):
         scale = step.scale if isinstance(step, PlanStep) else step.scale.index
-        if step.features is not None and step.features.basis == "pca":
-            ranks[scale] = max(ranks.get(scale, 0), step.features.rank)
+        low_rank = step.features if isinstance(step, PlanStep) else step.low_rank
+        if low_rank is not None and low_rank.basis == "pca":
+            ranks[scale] = max(ranks.get(scale, 0), low_rank.rank)
     return ranks
 
 

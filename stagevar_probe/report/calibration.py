@@ -316,11 +316,7 @@ def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None
     sampling = Sampling(**profile.calibration.sampling_settings())
     pair = [
         generate(
-            model,
-            part.condition(model),
-            plan_for(model, steps, sampling),
-            sampling,
-            list(part.seeds),
+            model, part.condition(model), plan_for(model, steps, sampling), seed=list(part.seeds)
         )
         .images.float()
         .cpu()

@@ -77,7 +77,7 @@ def warm_up(
 ) -> None:
     """Run a batch by every plan, uncounted."""
     for plan in plans.values():
-        generate(model, first.condition(model), plan, sampling, list(first.seeds))
+        generate(model, first.condition(model), plan, seed=list(first.seeds))
 
 
 def forecast(
@@ -87,8 +87,7 @@ def forecast(
     was timed, the second of two."""
     first, exact = inputs.chunk(0, batch), plans[EXACT]
     made = [
-        generate(model, first.condition(model), exact, sampling, list(first.seeds))
-        for _ in range(2)
+        generate(model, first.condition(model), exact, seed=list(first.seeds)) for _ in range(2)
     ][1]
     relative = sum(plan_flops(model.info, plan) for plan in plans.values())
     relative /= plan_flops(model.info, exact)
@@ -115,7 +114,7 @@ def observe_batch(
     exact: Tensor | None = None
     seen: Batch = {}
     for name in sorted(plans, key=lambda n: n != EXACT):
-        made = generate(model, conditioning, plans[name], sampling, list(part.seeds))
+        made = generate(model, conditioning, plans[name], seed=list(part.seeds))
         images = made.images.float().cpu()
         exact = images if exact is None else exact
         if visit:

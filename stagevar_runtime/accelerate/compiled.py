@@ -63,17 +63,13 @@ def compiled_regions(model: ScaleModel, needed: bool = True) -> list[nn.Module]:
     """The modules that are compiled: every block, then the decoder.
 
     Raises:
-        StagevarError: blocks are ``needed`` and the family has neither ``blocks`` nor
-            ``transformer.blocks``.
+        StagevarError: blocks are ``needed`` and the family names none.
     """
-    owners = (model, getattr(model, "transformer", None))
-    blocks = next((found for o in owners if (found := getattr(o, "blocks", None))), None)
-    if blocks is None and needed:
+    if not model.blocks and needed:
         raise StagevarError(
             f"the {model.info.family} family has no blocks to compile: use compile='off'"
         )
-    decoder = getattr(getattr(model, "tokenizer", None), "decoder", None)
-    return [*(blocks or ()), *([decoder] if isinstance(decoder, nn.Module) else [])]
+    return [*model.blocks, *([model.tokenizer.decoder] if model.tokenizer else [])]
 
 
 def _raise_limits() -> None:

@@ -165,7 +165,7 @@ class Home:
             state.branches,
             step.groups,
             step.store,
-            step.features,
+            step.layers,
             step.null_tokens,
             None if self.owner.info.guides_logits else state.weights,
             tuple(cache.length for cache in state.kv),

@@ -92,14 +92,13 @@ def accelerate(
     if mode != "off" and recorder is None and model.device.type == "cuda":
         recorder = CudaRecorder(model.device)
     half = None
-    if mode != "off" and recorder and decoder is not None and model.dtype != torch.float32:
-        half = HalfDecoder(decoder)
-        model.tokenizer.decoder = half  # type: ignore[attr-defined]
+    half_wanted = mode != "off" and recorder and model.dtype != torch.float32
+    if half_wanted and model.tokenizer is not None and decoder is not None:
+        model.tokenizer.decoder = half = HalfDecoder(decoder)
     said = compile_model(model, "off" if mode == "graphs" else mode, backend)
     compiles = not said.startswith("off")
     graphs = Graphs(model.info, recorder) if mode != "off" and recorder else None
-    if hasattr(model, "text_tile"):
-        model.text_tile = TEXT_TILE if graphs or compiles else 1
+    model.text_tile = TEXT_TILE if graphs or compiles else 1
     if graphs:
         said = f"{said}, graphs" if compiles else "graphs"
     elif mode == "graphs":
@@ -109,8 +108,8 @@ def accelerate(
 
 def full_decoder(model: ScaleModel) -> nn.Module | None:
     """The float32 decoder, put back where a half one stands for it; None where there is none."""
-    tokenizer = getattr(model, "tokenizer", None)
-    decoder = getattr(tokenizer, "decoder", None)
-    if isinstance(decoder, HalfDecoder):
-        decoder = tokenizer.decoder = decoder.full  # type: ignore[union-attr]
-    return decoder if isinstance(decoder, nn.Module) else None
+    if model.tokenizer is None:
+        return None
+    if isinstance(model.tokenizer.decoder, HalfDecoder):
+        model.tokenizer.decoder = model.tokenizer.decoder.full
+    return model.tokenizer.decoder

@@ -15,7 +15,7 @@ import torch
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import UnsupportedModelError
-from ..model.protocol import Capabilities, ScaleModel
+from ..model.protocol import ScaleModel
 from .hart import HART
 from .infinity.model import Infinity
 from .star import STAR
@@ -31,14 +31,12 @@ class Family(Protocol):
     ``tokenizer_patterns``: where the image tokenizer lies, as globs from the checkpoint's folder.
     ``unused_tensors``: names that a fingerprint leaves out (masks and other training-only buffers).
     ``options``: names :func:`stagevar_runtime.load` takes for what tensors cannot tell.
-    ``capabilities``: what can be dropped, reduced and asked for.
     """
 
     family: str
     tokenizer_patterns: tuple[str, ...]
     unused_tensors: tuple[str, ...]
     options: tuple[str, ...]
-    capabilities: Capabilities
 
     @staticmethod
     def recognise(names: Mapping[str, Any]) -> bool:

@@ -21,11 +21,9 @@ from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
-from ..kernels.mounted import NONE, Kernels
 from ..kernels.norms import Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
-    Capabilities,
     Conditioning,
     ModelInfo,
     ScaleSpec,
@@ -33,7 +31,7 @@ from ..model.protocol import (
     split_depth,
     tile_on,
 )
-from ..model.sampling import Noise, Sampling
+from ..model.sampling import Drawn, Noise, Sampling, ScaleSampling
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.diffusion import DiffusionHead, NumberEmbedding, denoising_steps
 from .parts.layers import Attention, FeedForward, GatedFeedForward, Head, RMSNorm, ada_linear
@@ -187,8 +185,6 @@ class HART(CodebookModel):
     """A HART transformer with its hybrid tokenizer, speaking the model protocol."""
 
     family = "hart"
-    kernels: Kernels = NONE
-    capabilities = Capabilities(tokens="all but first and last")
     tokenizer_patterns = ("../tokenizer", "tokenizer")
     unused_tensors = UNUSED_BUFFERS
     options: tuple[str, ...] = ()
@@ -198,6 +194,7 @@ class HART(CodebookModel):
     ) -> None:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.device = dtype, transformer.word_embed.weight.device
+        self.blocks = list(transformer.blocks)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -383,18 +380,20 @@ class HART(CodebookModel):
         norm = t.head_nm.ln_wo_grad.spec
         return t.head(t.head_nm.normed(x.float(), state.rows["head"], norm))
 
-    def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
+    def sample(
+        self, state: State, scale: ScaleSpec, logits: Tensor, sampling: ScaleSampling
+    ) -> Drawn:
         """Ids ``(B, n)``; one id at scale 0."""
         return super().sample(
             state, scale, logits[:, -1:] if scale.index == 0 else logits, sampling
         )
 
-    def advance(self, state: State, scale: ScaleSpec, ids: Tensor) -> None:
+    def advance(self, state: State, scale: ScaleSpec, drawn: Drawn) -> None:
         """Add the codes to the canvas; at the last scale without phi, with a drawn residual."""
         if scale.kind != "final":
-            super().advance(state, scale, ids)
+            super().advance(state, scale, drawn)
             return
-        codes = self.codes(state, scale, ids) + self._residual(state, scale, ids)
+        codes = self.codes(drawn) + self._residual(state, scale, drawn.ids)
         laid_out = codes.transpose(1, 2).unflatten(2, (scale.height, scale.width))
         state.canvas = state.canvas + laid_out
 

@@ -22,11 +22,9 @@ from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
-from ..kernels.mounted import NONE, Kernels
 from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
-    Capabilities,
     Conditioning,
     ModelInfo,
     ScaleSpec,
@@ -193,9 +191,7 @@ class STAR(CodebookModel):
     """
 
     family = "star"
-    kernels: Kernels = NONE
     draw_first = False
-    capabilities = Capabilities(alone=("cond",))
     tokenizer_patterns = ("[vV][aA][eE]*.pth", "[vV][aA][eE]*.safetensors")
     unused_tensors = UNUSED
     options = ("resolution", "patch_nums", "rope_norm", "rope_theta", "logit_norm")
@@ -210,6 +206,7 @@ class STAR(CodebookModel):
     ) -> None:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.device = dtype, transformer.pos_start.device
+        self.blocks = list(transformer.blocks)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

@@ -25,7 +25,6 @@ from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Branch,
-    Capabilities,
     Conditioning,
     ModelInfo,
     ScaleSpec,
@@ -223,9 +222,7 @@ class Switti(CodebookModel):
     """A Switti transformer with its tokenizer, speaking the model protocol."""
 
     family = "switti"
-    kernels: Kernels = NONE
     draw_first = False
-    capabilities = Capabilities(returns="without AR")
     tokenizer_patterns = ("../[vV][qQ][vV][aA][eE]*", "[vV][qQ][vV][aA][eE]*")
     unused_tensors = UNUSED_BUFFERS
     options: tuple[str, ...] = ()
@@ -235,6 +232,7 @@ class Switti(CodebookModel):
     ) -> None:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.device = dtype, transformer.pos_start.device
+        self.blocks = list(transformer.blocks)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

@@ -18,11 +18,9 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
-from ..kernels.mounted import NONE, Kernels
 from ..kernels.norms import PLAIN, Residual
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
-    Capabilities,
     Conditioning,
     ModelInfo,
     ScaleSpec,
@@ -146,11 +144,9 @@ class VAR(CodebookModel):
     """A VAR transformer with its tokenizer, speaking the model protocol."""
 
     family = "var"
-    capabilities = Capabilities(features=True)
     tokenizer_patterns = ("vae_*.pth", "vae_*.safetensors")
     unused_tensors = UNUSED_BUFFERS
     options: tuple[str, ...] = ()
-    kernels: Kernels = NONE
 
     def __init__(
         self, config: VARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
@@ -165,7 +161,8 @@ class VAR(CodebookModel):
         for block in transformer.blocks:
             block.attn.prepare()  # type: ignore[operator,union-attr]
         groups = split_depth(config.depth, GROUPS)
-        self.features = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
+        self.low_rank = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
+        self.blocks = list(transformer.blocks)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -176,7 +173,7 @@ class VAR(CodebookModel):
             guidance="ramp",
             inputs=("labels",),
             classes=config.classes,
-            layers=self.features.widths,
+            layers=self.low_rank.widths,
             config=asdict(config),
         )
         self.default_sampling = Sampling(guidance=1.5, top_k=900, top_p=0.96)

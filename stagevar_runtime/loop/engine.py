@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..accelerate.graphs import Graphs
 from ..errors import StagevarError
 from ..model.kvcache import cache_bytes
 from ..model.protocol import Conditioning, ScaleModel, ScaleSpec, State
-from ..model.sampling import Noise, Sampling
+from ..model.sampling import Drawn, Noise
 from ..options.guidance import combine
-from ..options.low_rank import low_rank_layers
-from ..options.tokens import resize
+from ..options.layers import stand_ins
 from .plan import Plan, ScaleStep, plan_for
-from .scale import Network, run_step
+from .scale import Network, Ran, Watch, look_back, prepare, run_step
 
 
 class Observer:
@@ -28,11 +27,26 @@ class Observer:
     def group(self, state: State, step: ScaleStep, number: int, x: Tensor) -> None:
         """Before group ``number`` runs, with its input ``(rows, n, d)``."""
 
+    def watch(self, state: State, step: ScaleStep) -> Watch | None:
+        """Calls :meth:`group` at one scale; None where nobody needs to see inside it."""
+        return partial(self.group, state, step)
+
     def logits(self, state: State, step: ScaleStep, logits: Tensor, guided: Tensor) -> None:
-        """Tempered logits of all rows ``(rows, n, V')`` and after guidance ``(B, n, V')``."""
+        """Raw logits of all rows ``(rows, n, V')``; after temperature and guidance
+        ``(B, n, V')``."""
 
     def advanced(self, state: State, step: ScaleStep, ids: Tensor) -> None:
         """After the ids of this scale were added to the canvas."""
+
+
+class Unseen(Observer):
+    """Nobody watches, so that whole scales may be replayed."""
+
+    def watch(self, state: State, step: ScaleStep) -> Watch | None:
+        return None
+
+
+UNSEEN = Unseen()
 
 
 @dataclass
@@ -81,6 +95,18 @@ class Clock:
         else:
             self.stamps.append(time.perf_counter())
 
+    def timed(self, network: Network) -> Network:
+        """``network`` with a stamp where it ends."""
+
+        def timed(
+            model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None
+        ) -> Ran:
+            made = network(model, state, step, watch)
+            self.mark()
+            return made
+
+        return timed
+
     def spans_ms(self) -> list[float]:
         """Milliseconds between consecutive stamps; waits for the device once."""
         if self.cuda:
@@ -91,38 +117,43 @@ class Clock:
         ]
 
 
+class Networks(Protocol):
+    """Makes what runs the transformer of one generation: recorded graphs, or whatever is faster."""
+
+    def begin(self, state: State, plan: Plan) -> Network:
+        """What runs the scales of ``plan`` from this fresh ``state``."""
+
+
 @torch.inference_mode()
 def generate(
     model: ScaleModel,
     conditioning: Conditioning,
     plan: Plan | None = None,
-    sampling: Sampling | None = None,
+    *,
     seed: int | Sequence[int] = 0,
-    scales: tuple[ScaleSpec, ...] | None = None,
     observer: Observer | None = None,
-    graphs: Graphs | None = None,
+    graphs: Networks | None = None,
 ) -> Generation:
     """Generate ``conditioning.batch`` images.
 
     Args:
-        plan: from :func:`~stagevar_runtime.loop.plan.compile_plan`; None is the exact path.
-        sampling: None is the family's published default.
-        seed: one number (the whole batch draws from one generator, as published) or one an image.
-        scales: the schedule; None is the model's default.
+        plan: from :func:`~stagevar_runtime.loop.plan.plan_for`, which knows the sampling and the
+            schedule; None is the exact path.
+        seed: one number (the whole batch draws from one generator, as published) or one per image.
         observer: watches; the transformer then runs eagerly.
-        graphs: records the transformer's work and replays it, where that is right and faster.
+        graphs: records the transformer's work and replays it, where nobody watches.
     """
-    sampling = sampling or model.default_sampling
-    scales = scales or model.scales()
-    plan = plan or plan_for(model, (), sampling, scales)
+    plan = plan or plan_for(model)
     clock = Clock(model.device)
     clock.mark()
     state = start(model, conditioning, plan, seed)
-    network = graphs.begin(state, plan) if graphs else run_step
+    timed = clock.timed(graphs.begin(state, plan) if graphs else run_step)
     ids, held = [], []
     for step in plan:
-        drawn = advance(model, state, step, sampling, None, observer, clock, network)
-        if drawn is not None:
+        drawn = advance(model, state, step, observer=observer or UNSEEN, network=timed)
+        if drawn is None:
+            clock.mark()  # no transformer either
+        else:
             ids.append(drawn)
         held.append(cache_bytes(state.kv))
         clock.mark()
@@ -150,9 +181,7 @@ def replay(
     conditioning: Conditioning,
     ids: Sequence[Tensor],
     plan: Plan | None = None,
-    scales: tuple[ScaleSpec, ...] | None = None,
-    sampling: Sampling | None = None,
-    observer: Observer | None = None,
+    *,
     seed: int | Sequence[int] = 0,
 ) -> Replay:
     """The same loop with the ids given, one tensor ``(B, n)`` a scale (``(B, n, bits)`` for bits).
@@ -161,16 +190,14 @@ def replay(
     ``ids`` (it is ignored) and give no logits. ``seed`` matters where a family draws more than
     ids (HART's diffusion stage).
     """
-    sampling = sampling or model.default_sampling
-    scales = scales or model.scales()
-    plan = plan or plan_for(model, (), sampling, scales)
+    plan = plan or plan_for(model)
     if len(ids) != len(plan):
         raise StagevarError(f"got ids for {len(ids)} scales, expected {len(plan)}")
     recorder = _Recorder()
     state = start(model, conditioning, plan, seed)
     for step, given in zip(plan, ids, strict=True):
         given = _checked_ids(given, conditioning.batch, step.scale).to(model.device)
-        advance(model, state, step, sampling, given, recorder)
+        advance(model, state, step, ids=given, observer=recorder)
     return Replay(recorder.raw, recorder.guided, state.canvas, model.decode(state))
 
 
@@ -179,7 +206,7 @@ def start(
 ) -> State:
     """The state before the first scale of ``plan``, with the weights it needs made."""
     for step in plan:
-        low_rank_layers(model, step.scale.index, step.features)
+        stand_ins(model, step.scale.index, step.layers)
     noise = Noise(seed, conditioning.batch, model.device)
     scales = tuple(step.scale for step in plan)
     guided = any("null" in step.branches for step in plan)
@@ -190,53 +217,28 @@ def advance(
     model: ScaleModel,
     state: State,
     step: ScaleStep,
-    sampling: Sampling,
+    *,
     ids: Tensor | None = None,
-    observer: Observer | None = None,
-    clock: Clock | None = None,
+    observer: Observer = UNSEEN,
     network: Network = run_step,
 ) -> Tensor | None:
     """Run one scale: transformer, guidance, draw (or take ``ids``), add to the canvas.
 
-    ``clock`` is stamped where the transformer ends and drawing begins. ``network`` runs the
-    transformer: plainly, or by recorded graphs.
+    ``network`` runs the transformer: plainly, timed, or by recorded graphs.
+    Returns the ids; None where the scale is skipped.
     """
     if step.run == "skip":
-        if clock:
-            clock.mark()
         return None
-    if not step.null_tokens:
-        state.null = None
-    if state.null is None and state.branches != step.branches:
-        model.keep(state, step.branches[0] if len(step.branches) == 1 else None)
-    state.weights = step.weights if len(step.branches) == 2 else None
-    state.narrow = low_rank_layers(model, step.scale.index, step.features)
-    for cache in state.kv:
-        cache.reserve(step.capacity)
-    watch = partial(observer.group, state, step) if observer else None
-    logits, difference = network(model, state, step, watch)
-    if clock:
-        clock.mark()
-    if step.keep_difference:
-        state.difference = (step.scale, torch.sub(*logits.chunk(2)))
-    if step.delta:
-        assert state.difference is not None
-        source, kept = state.difference
-        difference = resize(kept, source.grid, step.scale.grid)
-    if step.temperature != 1.0:
-        logits = logits / step.temperature
-        difference = None if difference is None else difference / step.temperature
-    guided = combine(logits, step.weights, difference)
-    if observer:
-        observer.logits(state, step, logits, guided)
-    if ids is None:
-        if sampling.smooth_from is not None and not step.smooth:
-            sampling = replace(sampling, smooth_from=None)
-        ids = model.sample(state, step.scale, guided, sampling)
-    model.advance(state, step.scale, ids)
-    if observer:
-        observer.advanced(state, step, ids)
-    return ids
+    prepare(model, state, step)
+    logits, difference = network(model, state, step, observer.watch(state, step))
+    if difference is None:
+        difference = look_back(state, step, logits)
+    guided = combine(logits, step.weights, difference, step.temperature)
+    observer.logits(state, step, logits, guided)
+    drawn = model.sample(state, step.scale, guided, step.sampling) if ids is None else Drawn(ids)
+    model.advance(state, step.scale, drawn)
+    observer.advanced(state, step, drawn.ids)
+    return drawn.ids
 
 
 def _checked_ids(ids: Tensor, batch: int, scale: ScaleSpec) -> Tensor:
@@ -257,5 +259,5 @@ class _Recorder(Observer):
         self.guided: list[Tensor] = []
 
     def logits(self, state: State, step: ScaleStep, logits: Tensor, guided: Tensor) -> None:
-        self.raw.append(logits * step.temperature if step.temperature != 1.0 else logits)
+        self.raw.append(logits)
         self.guided.append(guided)

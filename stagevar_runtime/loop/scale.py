@@ -12,14 +12,28 @@ import torch
 from torch import Tensor
 
 from ..model.protocol import ScaleModel, State
+from ..options.groups import GroupStep
+from ..options.layers import stand_ins
 from ..options.restorers import restore
 from ..options.selectors import SELECTORS, select
 from ..options.tokens import Grid, TokenContext, put, resize, squared_norm, take, top
-from .plan import GroupStep, ScaleStep
+from .steps import ScaleStep
 
 Watch = Callable[[int, Tensor], None]  # a group's number and its input
 Ran = tuple[Tensor, Tensor | None]  # logits, and cond - null where null saw part of the tokens
 Network = Callable[[ScaleModel, State, ScaleStep, Watch | None], Ran]
+
+
+def prepare(model: ScaleModel, state: State, step: ScaleStep) -> None:
+    """The rows, weights, layers and caches that ``step`` runs with."""
+    if not step.null_tokens:
+        state.null = None
+    if state.null is None and state.branches != step.branches:
+        model.keep(state, step.branches[0] if len(step.branches) == 1 else None)
+    state.weights = step.weights if len(step.branches) == 2 else None
+    state.narrow = stand_ins(model, step.scale.index, step.layers)
+    for cache in state.kv:
+        cache.reserve(step.capacity)
 
 
 def run_step(model: ScaleModel, state: State, step: ScaleStep, watch: Watch | None = None) -> Ran:
@@ -27,6 +41,21 @@ def run_step(model: ScaleModel, state: State, step: ScaleStep, watch: Watch | No
     if step.null_tokens:
         return run_partly_guided(model, state, step, watch)
     return run_scale(model, state, step, watch), None
+
+
+def look_back(state: State, step: ScaleStep, logits: Tensor) -> Tensor | None:
+    """Keep cond - null of this scale for later ones; or an earlier one's, resized, in its place.
+
+    ``logits`` ``(rows, n, V')``; the difference ``(B, n, V')`` is None where null ran itself, or
+    was dropped.
+    """
+    if step.keep_difference:
+        state.difference = (step.scale, torch.sub(*logits.chunk(2)))
+    if not step.delta:
+        return None
+    assert state.difference is not None
+    source, kept = state.difference
+    return resize(kept, source.grid, step.scale.grid)
 
 
 def run_scale(

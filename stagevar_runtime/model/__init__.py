@@ -10,7 +10,6 @@ from ..kernels.attention import attend
 from .kvcache import KVCache, empty_caches
 from .protocol import (
     Branch,
-    Capabilities,
     Conditioning,
     ModelInfo,
     ScaleModel,
@@ -19,17 +18,18 @@ from .protocol import (
     split_depth,
     tile_on,
 )
-from .sampling import Noise, Sampling, draw
+from .sampling import Drawn, Noise, Sampling, ScaleSampling, draw
 
 __all__ = [
     "Branch",
-    "Capabilities",
     "Conditioning",
+    "Drawn",
     "KVCache",
     "ModelInfo",
     "Noise",
     "Sampling",
     "ScaleModel",
+    "ScaleSampling",
     "ScaleSpec",
     "State",
     "attend",

@@ -7,18 +7,20 @@ block, then the null block), n tokens of the scale, d the model's width, V' logi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import StagevarError
 from ..kernels.linear import LowRankLayers
+from ..kernels.mounted import NONE, Kernels
 from .kvcache import KVCache
-from .sampling import Noise, Sampling
+from .sampling import Drawn, Noise, Sampling, ScaleSampling
 
 Branch = Literal["cond", "null"]
 
@@ -91,23 +93,6 @@ class ModelInfo:
 def tile_on(device: torch.device) -> int:
     """How many tokens a device works on at once: as many more cost no time there."""
     return GPU_TILE if device.type == "cuda" else 1
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a family can do, for lists and tables; one model's own limits are in its ModelInfo.
-
-    ``alone``: branches that may run without the other. ``returns``: when dropped guidance may come
-    back. ``tokens``: at which scales tokens can be reduced. ``features``: whether layers can be
-    narrowed. Any scale can be skipped, and a batch
-    of B images equals B batches of one, in every family.
-    """
-
-    alone: tuple[Branch, ...] = ("cond", "null")
-    returns: Literal["never", "without AR"] = "never"
-    tokens: Literal["all", "all but first and last"] = "all"
-    features: bool = False
-    aspect_ratios: bool = False
 
 
 def split_depth(depth: int, count: int) -> tuple[range, ...]:
@@ -235,20 +220,52 @@ class State:
         )
 
 
+class ImageTokenizer(Protocol):
+    """What acceleration and evaluation ask of an image tokenizer.
+
+    ``decoder``: what turns a canvas into pixels; compiled, and replaced by one in half precision.
+    ``config``: its ``downsample`` is the side of a token in pixels.
+    """
+
+    decoder: nn.Module
+    config: Any
+
+    def encode(self, image: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Ids of pictures ``(B, 3, H, W)`` in [0, 1], one tensor a size."""
+
+
 class ScaleModel(Protocol):
-    """What the engine asks of a family. Every method is pure but for the state it is given."""
+    """What the engine asks of a family. Every method is pure but for the state it is given.
+
+    A family derives from this class and so has the defaults of what is optional:
+
+    ``blocks``: the transformer's, in order; they are what is compiled. ``tokenizer``: where it has
+    a decoder of its own. ``text_tile``: text is padded to a multiple, so that prompts share shapes.
+    ``low_rank``: a :class:`~stagevar_runtime.options.low_rank.LowRank` where ``info`` names layers.
+    ``kernels``: the fused ones that are mounted, which a family hands to what uses them.
+    ``unused_tensors``: names that a fingerprint leaves out (masks, other training-only buffers).
+    """
 
     info: ModelInfo
     device: torch.device
     dtype: torch.dtype
     default_sampling: Sampling
+    blocks: Sequence[nn.Module] = ()
+    tokenizer: ImageTokenizer | None = None
+    text_tile: int = 1
+    low_rank: object | None = None
+    kernels: Kernels = NONE
+    unused_tensors: tuple[str, ...] = ()
 
-    def scales(self, **size: Any) -> tuple[ScaleSpec, ...]:
+    @abstractmethod
+    def scales(self, *args: Any, **size: Any) -> tuple[ScaleSpec, ...]:
         """The default schedule, or the one of a size (keywords in ``info.sizes``)."""
 
-    def condition(self, **inputs: Any) -> Conditioning:
+    @abstractmethod
+    def condition(self, *args: Any, **inputs: Any) -> Conditioning:
         """Checked inputs as tensors with images first."""
 
+    @abstractmethod
     def begin(
         self,
         conditioning: Conditioning,
@@ -258,9 +275,11 @@ class ScaleModel(Protocol):
     ) -> State:
         """The state before scale 0, with all that does not change between scales computed."""
 
+    @abstractmethod
     def embed(self, state: State, scale: ScaleSpec) -> Tensor:
         """Input of the first block at this scale, ``(rows, n, d)``, from the canvas so far."""
 
+    @abstractmethod
     def run(
         self,
         state: State,
@@ -274,17 +293,25 @@ class ScaleModel(Protocol):
         ``positions`` ``(rows, m)`` says which tokens of the scale ``x`` holds; None: all of them.
         """
 
+    @abstractmethod
     def logits(self, state: State, scale: ScaleSpec, x: Tensor) -> Tensor:
         """``(rows, n, V')`` float32, before temperature and guidance."""
 
-    def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
+    @abstractmethod
+    def sample(
+        self, state: State, scale: ScaleSpec, logits: Tensor, sampling: ScaleSampling
+    ) -> Drawn:
         """Token ids ``(B, n)`` (bits: ``(B, n, bits)``) drawn from guided, tempered logits."""
 
-    def advance(self, state: State, scale: ScaleSpec, ids: Tensor) -> None:
-        """Add what the ids of this scale say to the canvas, out of place."""
+    @abstractmethod
+    def advance(self, state: State, scale: ScaleSpec, drawn: Drawn) -> None:
+        """Add what was drawn at this scale to the canvas, out of place."""
 
     def keep(self, state: State, branch: Branch | None) -> None:
         """Go on with one branch from here; None: with both again (never asked if causal)."""
+        if branch is not None:
+            state.keep(branch)
 
+    @abstractmethod
     def decode(self, state: State) -> Tensor:
         """The picture the canvas holds, ``(B, 3, H, W)`` RGB in [0, 1]."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,13 +47,37 @@ class Sampling:
         if min(self.top_k if isinstance(self.top_k, tuple) else (self.top_k,), default=0) < 0:
             raise StagevarError(f"top_k is {self.top_k}, expected 0 or more")
 
-    def top_k_at(self, scale: int) -> int:
-        """``top_k`` of one scale."""
-        if isinstance(self.top_k, int):
-            return self.top_k
-        if scale >= len(self.top_k):
-            raise StagevarError(f"got {len(self.top_k)} values of top_k, none for scale {scale}")
-        return self.top_k[scale]
+    def at(self, scale: int, guided: bool = True) -> ScaleSampling:
+        """The settings of one scale; ``guided``: guidance was not dropped there.
+
+        Raises:
+            StagevarError: ``top_k`` has no value for it.
+        """
+        top_k = self.top_k
+        if isinstance(top_k, tuple):
+            if scale >= len(top_k):
+                raise StagevarError(f"got {len(top_k)} values of top_k, none for scale {scale}")
+            top_k = top_k[scale]
+        smooth = guided and self.smooth_from is not None and scale >= self.smooth_from
+        return ScaleSampling(top_k, self.top_p, smooth)
+
+
+@dataclass(frozen=True)
+class ScaleSampling:
+    """How one scale draws: ``top_k`` and ``top_p`` as in :class:`Sampling`; ``smooth``: codes are
+    mixed by a Gumbel softmax instead of drawn."""
+
+    top_k: int = 0
+    top_p: float = 0.0
+    smooth: bool = False
+
+
+class Drawn(NamedTuple):
+    """What a scale drew: ``ids`` ``(B, n)`` (bits: ``(B, n, bits)``), and ``weights``
+    ``(B, n, V)`` over the codes where these are mixed instead."""
+
+    ids: Tensor
+    weights: Tensor | None = None
 
 
 class Noise:
@@ -228,25 +253,25 @@ def mask_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def draw(
     logits: Tensor,
-    sampling: Sampling,
+    sampling: ScaleSampling,
     noise: Noise,
     scale: int,
     bits: int = 0,
     kernels: Kernels = NONE,
-) -> Tensor:
+) -> Drawn:
     """Token ids ``(B, n)`` from guided, tempered logits ``(B, n, V)``.
 
     With ``bits``, logits are ``(B, n, 2 · bits)``, a pair a bit, and ids ``(B, n, bits)`` of 0, 1.
     """
     batch, n = logits.shape[:2]
-    if bits and kernels.draw is not None and sampling.top_k_at(scale) != 1:
+    if bits and kernels.draw is not None and sampling.top_k != 1:
         clocks = noise.clocks(batch, n * bits, scale)
-        return draw_pairs(logits, Pairs(top_p=sampling.top_p), clocks, kernels)
+        return Drawn(draw_pairs(logits, Pairs(top_p=sampling.top_p), clocks, kernels))
     if bits:
         logits = logits.reshape(batch, n * bits, 2)
-    masked = mask_logits(logits, sampling.top_k_at(scale), sampling.top_p)
+    masked = mask_logits(logits, sampling.top_k, sampling.top_p)
     ids = noise.multinomial(masked.softmax(-1), scale)
-    return ids.view(batch, n, bits) if bits else ids
+    return Drawn(ids.view(batch, n, bits) if bits else ids)
 
 
 def mix(logits: Tensor, noise: Noise, scale: int, ratio: float) -> Tensor:

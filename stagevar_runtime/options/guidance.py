@@ -36,12 +36,21 @@ def plain_weights(strength: float) -> Weights:
     return strength, 1 - strength
 
 
-def combine(logits: Tensor, weights: Weights | None, difference: Tensor | None = None) -> Tensor:
-    """``(2B, n, V')`` → ``(B, n, V')``; one branch alone (``weights`` None) passes through.
+def combine(
+    logits: Tensor,
+    weights: Weights | None,
+    difference: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """``(2B, n, V')`` → ``(B, n, V')`` over the temperature; one branch alone (``weights`` None)
+    passes through.
 
     ``difference`` ``(B, n, V')``: cond - null of an earlier scale or of some tokens, where
     ``logits`` hold cond alone. Weights sum to 1, so ``a·cond + b·null = cond - b·(cond - null)``.
     """
+    if temperature != 1.0:
+        logits = logits / temperature
+        difference = None if difference is None else difference / temperature
     if weights is None:
         return logits
     if difference is not None:

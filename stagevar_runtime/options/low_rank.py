@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import ProfileError, ProfileMismatchError
 from ..kernels.linear import LowRankLayers, LowRankLinear, pack_like
+from ..model.protocol import ModelInfo, ScaleModel, ScaleSpec
+from .asked import FeatureOption
 
 Basis = Literal["pca", "random"]
 Place = tuple[int, int, str]  # scale, group, layer
@@ -43,13 +45,54 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FeatureStep:
+class LowRankStep:
     """Run ``layers`` through ``rank`` directions."""
 
     rank: int
     basis: Basis
     seed: int
     layers: tuple[str, ...]
+
+    def stand_ins(
+        self, model: ScaleModel, scale: int, before: Mapping[int, LowRankLayers]
+    ) -> Mapping[int, LowRankLayers]:
+        """Its layers; it acts on the model's own, so nothing may stand in for them before."""
+        assert not before
+        return low_rank_of(model).at(scale, self)
+
+    def description(self, model: ScaleModel) -> str:
+        """Rank, basis and layers."""
+        return f"features {self.rank} {self.basis} in {' '.join(self.layers)}"
+
+
+def resolve(option: FeatureOption, info: ModelInfo, scale: ScaleSpec) -> LowRankStep:
+    """The layers that are named, or else those that the rank makes cheaper.
+
+    Raises:
+        ProfileError: the family has no such layers, or the rank makes none cheaper.
+    """
+    where = f"scale {scale.index} asks for features of rank {option.rank}"
+    if not info.layers:
+        raise ProfileError(
+            f"{where}, but the {info.family} family cannot narrow its layers. Reduce its tokens"
+        )
+    if option.rank > info.width:
+        raise ProfileError(f"{where}, expected at most the width of the model, {info.width}")
+    unknown = [name for name in option.layers or () if name not in info.layers]
+    if unknown:
+        raise ProfileError(
+            f"{where} in layer {unknown[0]!r}, expected one of {', '.join(info.layers)}"
+        )
+    cheaper = {
+        name: info.width * out / (info.width + out) for name, out in info.layers.items()
+    }  # from this rank on r (d + d_out) products are no fewer than d d_out
+    chosen = option.layers or tuple(n for n, rank in cheaper.items() if option.rank < rank)
+    if not chosen:
+        raise ProfileError(
+            f"{where}, which makes no layer cheaper, expected one below "
+            f"{max(cheaper.values()):.0f}, or the layers by name"
+        )
+    return LowRankStep(option.rank, option.basis, option.seed, chosen)
 
 
 @dataclass(frozen=True)
@@ -134,7 +177,7 @@ class LowRank:
     def __init__(self, layers: Sequence[Mapping[str, Layer]], groups: Sequence[range]) -> None:
         self.layers, self.groups = layers, groups
         self.bases: tuple[Bases, ...] = ()
-        self._made: dict[tuple[FeatureStep, int], dict[int, LowRankLayers]] = {}
+        self._made: dict[tuple[LowRankStep, int], dict[int, LowRankLayers]] = {}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -150,7 +193,7 @@ class LowRank:
         """Let go of what was made: it is made again when asked for."""
         self._made.clear()
 
-    def at(self, scale: int, step: FeatureStep) -> Mapping[int, LowRankLayers]:
+    def at(self, scale: int, step: LowRankStep) -> Mapping[int, LowRankLayers]:
         """What stands in for the layers of every block; made at the first call, then kept.
 
         Raises:
@@ -162,7 +205,7 @@ class LowRank:
                 self._made[key] = dict(self._make(scale, step))
         return self._made[key]
 
-    def _make(self, scale: int, step: FeatureStep) -> Iterator[tuple[int, LowRankLayers]]:
+    def _make(self, scale: int, step: LowRankStep) -> Iterator[tuple[int, LowRankLayers]]:
         width = next(iter(self.layers[0].values())).weight.shape[1]
         for group, blocks in enumerate(self.groups):
             drawn = None
@@ -214,15 +257,13 @@ def random_vectors(width: int, rank: int, seed: int) -> Tensor:
     return torch.linalg.qr(torch.randn(width, rank, generator=generator)).Q
 
 
-def low_rank_layers(
-    model: object, scale: int, step: FeatureStep | None
-) -> Mapping[int, LowRankLayers]:
-    """What the blocks of ``model`` use at this scale; empty: their own layers."""
-    return {} if step is None else low_rank_of(model).at(scale, step)
+def forget(model: ScaleModel) -> None:
+    """Let go of the layers made for a model's earlier plans."""
+    if model.low_rank is not None:
+        low_rank_of(model).forget()
 
 
-def low_rank_of(model: object) -> LowRank:
+def low_rank_of(model: ScaleModel) -> LowRank:
     """Those of a model whose info names layers: no plan asks others for them."""
-    features = getattr(model, "features", None)
-    assert isinstance(features, LowRank), "this family has no features"
-    return features
+    assert isinstance(model.low_rank, LowRank), "this family's layers cannot be narrowed"
+    return model.low_rank

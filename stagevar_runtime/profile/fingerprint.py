@@ -143,5 +143,5 @@ def architecture(model: ScaleModel, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _own(model: ScaleModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    unused = set(getattr(model, "unused_tensors", ()))
+    unused = set(model.unused_tensors)
     return {name: tensor for name, tensor in tensors.items() if name not in unused}

@@ -13,7 +13,7 @@ from stagevar_runtime.accelerate.modes import accelerate
 from stagevar_runtime.families.infinity.model import Infinity
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import advance, generate, start
-from stagevar_runtime.loop.plan import Plan, compile_plan
+from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel
 from stagevar_runtime.options.restorers import RESTORERS
 from stagevar_runtime.options.selectors import SELECTORS
@@ -72,8 +72,8 @@ def test_graphs_draw_what_the_eager_loop_draws(family: str, dtype, name: str, cu
     assert fast.graphs is not None
     for turn in range(5):
         inputs = condition(model, turn)
-        want = generate(model, inputs, plan, SAMPLING, turn)
-        got = generate(model, inputs, plan, SAMPLING, turn, graphs=fast.graphs)
+        want = generate(model, inputs, plan, seed=turn)
+        got = generate(model, inputs, plan, seed=turn, graphs=fast.graphs)
         assert all(map(torch.equal, got.ids, want.ids)), turn
         assert torch.equal(got.canvas, want.canvas), turn
         torch.testing.assert_close(got.images, want.images, atol=8 / 255, rtol=0)
@@ -92,8 +92,8 @@ def test_graphs_of_two_shapes_take_turns(family: str, cuda) -> None:
     for turn in range(6):
         for name in ("exact", "late"):
             plan, inputs = plan_of(model, name), condition(model, turn)
-            want = generate(model, inputs, plan, SAMPLING, turn)
-            got = generate(model, inputs, plan, SAMPLING, turn, graphs=fast.graphs)
+            want = generate(model, inputs, plan, seed=turn)
+            got = generate(model, inputs, plan, seed=turn, graphs=fast.graphs)
             assert all(map(torch.equal, got.ids, want.ids)), (turn, name)
 
 
@@ -111,8 +111,8 @@ def test_a_scale_that_cannot_be_captured_runs_eagerly(cuda) -> None:
     assert fast.graphs is not None
     for turn in range(5):
         inputs = condition(model, turn)
-        want = generate(model, inputs, plan, SAMPLING, turn)
-        got = generate(model, inputs, plan, SAMPLING, turn, graphs=fast.graphs)
+        want = generate(model, inputs, plan, seed=turn)
+        got = generate(model, inputs, plan, seed=turn, graphs=fast.graphs)
         assert all(map(torch.equal, got.ids, want.ids)), turn
         assert torch.randn(8, device=cuda).isfinite().all()
     said = " ".join(fast.notes())
@@ -134,12 +134,12 @@ def test_compiled_blocks_are_right_and_settle(cuda) -> None:
     """float32 within 1e-4 of eager on the first scales; nothing is compiled after the third."""
     model = make("var", cuda, torch.float32)
     plan = plan_of(model, "late")
-    want = generate(model, condition(model, 0), plan, SAMPLING, 0)
+    want = generate(model, condition(model, 0), plan, seed=0)
     fast = accelerate(model, "auto")
     counters = torch._dynamo.utils.counters["stats"]
     compiled = []
     for turn in range(5):
-        got = generate(model, condition(model, turn), plan, SAMPLING, turn, graphs=fast.graphs)
+        got = generate(model, condition(model, turn), plan, seed=turn, graphs=fast.graphs)
         compiled.append(counters["unique_graphs"])
         if turn == 0:
             agree = [float((a == b).float().mean()) for a, b in zip(got.ids, want.ids, strict=True)]
@@ -163,7 +163,7 @@ def test_the_loop_never_waits(family: str, select: str, restore: str, cuda) -> N
                 torch.cuda.set_sync_debug_mode(mode)
                 try:
                     for step in plan:
-                        advance(model, state, step, SAMPLING)
+                        advance(model, state, step)
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
         assert torch.isfinite(state.canvas).all()
@@ -174,7 +174,7 @@ def test_published_loops_draw_the_same_ids(cuda) -> None:
         model = make(family, cuda, torch.float32)
         inputs = condition(model, 0)
         want = published(model)(inputs, SAMPLING, 5)  # type: ignore[operator]
-        got = generate(model, inputs, None, SAMPLING, 5)
+        got = generate(model, inputs, plan_for(model, (), SAMPLING), seed=5)
         same = sum(int((a == b).sum()) for a, b in zip(got.ids, want.ids, strict=True))
         assert same / sum(a.numel() for a in got.ids) > 0.98
 
@@ -185,6 +185,6 @@ def test_memory_is_given_back(cuda) -> None:
     fast, held = accelerate(model, "graphs"), []
     for turn in range(6):
         inputs = condition(model, turn)
-        generate(model, inputs, None, SAMPLING, turn, graphs=fast.graphs)
+        generate(model, inputs, plan_for(model, (), SAMPLING), seed=turn, graphs=fast.graphs)
         held.append(torch.cuda.memory_allocated())
     assert held[5] <= held[4] <= held[3]

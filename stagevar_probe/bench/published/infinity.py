@@ -96,7 +96,7 @@ class PublishedInfinity:
             else:
                 logits = self._logits(x[:batch], condition[:batch]).mul(1 / sampling.temperature)
             pairs = logits.reshape(batch, -1, 2)
-            bits = draw(pairs, sampling.top_k_at(k), sampling.top_p, rng)
+            bits = draw(pairs, sampling.at(k).top_k, sampling.top_p, rng)
             ids.append(bits.view(batch, height * width, -1))
             codes = self._codes(ids[-1], height, width)
             if k + 1 < len(self.sizes):

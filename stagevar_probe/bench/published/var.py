@@ -76,7 +76,7 @@ class PublishedVAR:
             logits = self._logits(x, condition)
             strength = strength_at(sampling, k) * (k / max(1, len(sides) - 1))
             logits = (1 + strength) * logits[:batch] - strength * logits[batch:]
-            drawn = draw(logits, sampling.top_k_at(k), sampling.top_p, rng)
+            drawn = draw(logits, sampling.at(k).top_k, sampling.top_p, rng)
             ids.append(drawn)
             codes = self.tokenizer.embed(drawn).transpose(1, 2).reshape(batch, -1, side, side)
             canvas = self._add(canvas, codes, k)

@@ -17,21 +17,19 @@ from ...checkpoint.weights import load_exactly
 from ...errors import CheckpointError, StagevarError, UnsupportedModelError
 from ...kernels.heads import Rotation
 from ...kernels.linear import WHOLE
-from ...kernels.mounted import NONE, Kernels
 from ...kernels.norms import Residual
 from ...model.kvcache import empty_caches
 from ...model.lru import LRU
 from ...model.protocol import (
-    Branch,
-    Capabilities,
     Conditioning,
     ModelInfo,
+    ScaleModel,
     ScaleSpec,
     State,
     split_depth,
     tile_on,
 )
-from ...model.sampling import Noise, Sampling, draw
+from ...model.sampling import Drawn, Noise, Sampling, ScaleSampling, draw
 from ...options.low_rank import LowRank
 from ..parts.rope import at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
@@ -52,12 +50,12 @@ FLOAT32 = (  # what the publishers keep in float32: all but the blocks
 )
 
 
-class Infinity:
+class Infinity(ScaleModel):
     """An Infinity transformer with its tokenizer, speaking the model protocol."""
 
     family = "infinity"
-    kernels: Kernels = NONE
-    capabilities = Capabilities(aspect_ratios=True, features=True)
+    tokenizer: BSQVAE
+    blocks: list[Any]
     tokenizer_patterns = tuple(
         f"{folder}infinity_vae_*{suffix}"
         for folder in ("", "../")
@@ -76,7 +74,6 @@ class Infinity:
     ) -> None:
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.settings = dtype, settings or InfinityOptions()
-        self.text_tile = 1  # text is padded to a multiple, so that prompts share compiled shapes
         self._prepared: LRU[list[Rotation]] = LRU(SCHEDULES_KEPT)
         self.device = transformer.pos_start.device
         self.patchify = config.bits == 4 * tokenizer.bits
@@ -93,7 +90,7 @@ class Infinity:
         if self.settings.level == "chunk":
             self._level_before = frozenset(r.start for r in chunks or _singles(config.depth))
         groups = chunks or split_depth(config.depth, GROUPS)
-        self.features = LowRank([block.layers() for block in self.blocks], groups)
+        self.low_rank = LowRank([block.layers() for block in self.blocks], groups)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -107,7 +104,7 @@ class Infinity:
             optional_inputs=("null_text", "null_mask"),
             sizes=("aspect_ratio", "size", "height", "width"),
             bits=config.bits,
-            layers=self.features.widths,
+            layers=self.low_rank.widths,
             config={
                 **asdict(config),
                 "patchify": self.patchify,
@@ -357,13 +354,16 @@ class Infinity:
             return logits
         return logits[: state.batch].repeat(2, 1, 1)  # guided inside: the cond rows hold the result
 
-    def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
+    def sample(
+        self, state: State, scale: ScaleSpec, logits: Tensor, sampling: ScaleSampling
+    ) -> Drawn:
         """Bits ``(B, n, bits)``, in the order of the model's own channels."""
         bits, kernels = self.config.bits, self.kernels
         return draw(logits, sampling, state.noise, scale.index, bits, kernels)
 
-    def advance(self, state: State, scale: ScaleSpec, ids: Tensor) -> None:
-        """Add the codes of ``ids`` ``(B, n, bits)``, resized, to the canvas."""
+    def advance(self, state: State, scale: ScaleSpec, drawn: Drawn) -> None:
+        """Add the codes of the bits ``(B, n, bits)``, resized, to the canvas."""
+        ids = drawn.ids
         if ids.ndim != 3 or ids.shape[2] != self.config.bits:
             raise StagevarError(
                 f"ids of scale {scale.index} have shape {tuple(ids.shape)}, expected "
@@ -374,10 +374,6 @@ class Infinity:
             grid = torch.pixel_shuffle(grid, 2)
         codes = self.tokenizer.codes(grid.movedim(1, -1)).movedim(-1, 1)
         state.canvas = self.tokenizer.accumulate(state.canvas, codes)
-
-    def keep(self, state: State, branch: Branch) -> None:
-        """Nothing beyond the generic slicing: text is padded, so it has rows too."""
-        state.keep(branch)
 
     def decode(self, state: State) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1]."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...model.protocol import Branch, ScaleSpec, State
-from ...model.sampling import Sampling, draw, mask_logits, mix
+from ...model.protocol import ScaleModel, ScaleSpec, State
+from ...model.sampling import Drawn, ScaleSampling, draw, mask_logits, mix
 from ..tokenizers.vqvae import VQVAE
 
 
-class CodebookModel:
+class CodebookModel(ScaleModel):
     """Square scales, ids of a codebook, a canvas the scales add to: VAR, Switti, STAR and HART.
 
     ``draw_first``: where sampling is smoothed, VAR and HART draw ids as ever and then mix codes
@@ -24,7 +24,6 @@ class CodebookModel:
 
     config: Any  # sides, code_width
     tokenizer: VQVAE
-    device: torch.device
     draw_first: ClassVar[bool] = True
 
     def scales(self) -> tuple[ScaleSpec, ...]:
@@ -37,38 +36,33 @@ class CodebookModel:
             batch, self.config.code_width, last.height, last.width, device=self.device
         )
 
-    def sample(self, state: State, scale: ScaleSpec, logits: Tensor, sampling: Sampling) -> Tensor:
-        """Ids ``(B, n)``; where sampling is smoothed, weights over all codes go to the state."""
-        if sampling.smooth_from is None or scale.index < sampling.smooth_from:
+    def sample(
+        self, state: State, scale: ScaleSpec, logits: Tensor, sampling: ScaleSampling
+    ) -> Drawn:
+        """Ids ``(B, n)``; where sampling is smoothed, weights over all codes, too."""
+        if not sampling.smooth:
             return draw(logits, sampling, state.noise, scale.index)
         ids = None
         if self.draw_first:
-            ids = draw(logits, sampling, state.noise, scale.index)
-            logits = mask_logits(logits, sampling.top_k_at(scale.index), sampling.top_p)
+            ids = draw(logits, sampling, state.noise, scale.index).ids
+            logits = mask_logits(logits, sampling.top_k, sampling.top_p)
         done = scale.index - (scale.kind == "final")  # HART's last stage keeps the ratio before it
         weights = mix(logits, state.noise, scale.index, done / max(1, len(state.scales) - 1))
-        state.extra["mixed"] = (scale.index, weights)
-        return weights.argmax(-1) if ids is None else ids
+        return Drawn(weights.argmax(-1) if ids is None else ids, weights)
 
-    def codes(self, state: State, scale: ScaleSpec, ids: Tensor) -> Tensor:
-        """Codes ``(B, n, C)`` of the ids, or of the mixture just sampled at this scale."""
-        index, weights = state.extra.pop("mixed", (None, None))
-        if weights is not None and index == scale.index:
-            return weights @ self.tokenizer.quantize.embedding.weight
-        return self.tokenizer.embed(ids)
+    def codes(self, drawn: Drawn) -> Tensor:
+        """Codes ``(B, n, C)`` of the ids, or of the mixture where there is one."""
+        if drawn.weights is not None:
+            return drawn.weights @ self.tokenizer.quantize.embedding.weight
+        return self.tokenizer.embed(drawn.ids)
 
-    def advance(self, state: State, scale: ScaleSpec, ids: Tensor) -> None:
+    def advance(self, state: State, scale: ScaleSpec, drawn: Drawn) -> None:
         """Residual quantisation: add the codes, resized and smoothed, to the canvas."""
-        codes = self.codes(state, scale, ids)
+        codes = self.codes(drawn)
         laid_out = codes.transpose(1, 2).unflatten(2, (scale.height, scale.width))
         state.canvas = self.tokenizer.accumulate(
             state.canvas, laid_out, scale.index, len(self.config.sides)
         )
-
-    def keep(self, state: State, branch: Branch | None) -> None:
-        """Nothing beyond the generic slicing."""
-        if branch is not None:
-            state.keep(branch)
 
     def decode(self, state: State) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1]."""

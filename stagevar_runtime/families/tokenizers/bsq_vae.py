@@ -82,7 +82,7 @@ class BSQVAE(nn.Module):
         self.bits = config.z_channels
         if config.encoder:
             self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder: nn.Module = Decoder(config)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BSQVAE:

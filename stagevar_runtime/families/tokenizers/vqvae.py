@@ -84,7 +84,7 @@ class VQVAE(nn.Module):
         self.config = config
         if config.encoder:
             self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder: nn.Module = Decoder(config)
         self.quantize = Quantizer(config)
         width, kernel = config.z_channels, config.quant_kernel
         if config.encoder:

@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 def test_published_loop_draws_the_same_ids(shape: dict, sampling: Sampling) -> None:
     model = VAR.from_tensors(*var_states(**shape), CPU, torch.float32)
     conditioning = model.condition(labels=[0, 3, 4])
-    ours = engine.generate(model, conditioning, None, sampling, 11)
+    ours = engine.generate(model, conditioning, plan_for(model, (), sampling), seed=11)
     theirs = PublishedVAR(model)(conditioning, sampling, 11)
     for k, (a, b) in enumerate(zip(ours.ids, theirs.ids, strict=True)):
         assert torch.equal(a, b), f"scale {k}"
@@ -64,7 +64,7 @@ def test_published_loops_run_under_autocast(family: str) -> None:
         conditioning, scales = model.condition(**prompts((3, 7))), 7
     made = bench.MAKE_PUBLISHED[family](model)(conditioning, SAMPLING, 11)
     assert len(made.ids) == scales and torch.isfinite(made.images).all()
-    ours = engine.generate(model, conditioning, None, SAMPLING, 11)
+    ours = engine.generate(model, conditioning, plan_for(model, (), SAMPLING), seed=11)
     assert torch.equal(ours.ids[0], made.ids[0])
     assert (ours.ids[1] == made.ids[1]).float().mean() > 0.7
 
@@ -242,7 +242,7 @@ def test_published_infinity_draws_the_same_bits(shape: dict, options: dict, leng
     model = tiny_infinity(options, **shape)
     conditioning = model.condition(**prompts(lengths))
     sampling = Sampling(guidance=3.0, temperature=0.5, top_k=900, top_p=0.97)
-    ours = engine.generate(model, conditioning, None, sampling, 11)
+    ours = engine.generate(model, conditioning, plan_for(model, (), sampling), seed=11)
     theirs = PublishedInfinity(model)(conditioning, sampling, 11)
     for k, (a, b) in enumerate(zip(ours.ids, theirs.ids, strict=True)):
         assert torch.equal(a, b), f"scale {k}"

@@ -133,11 +133,11 @@ def test_a_profile_brings_its_own_directions(tiny_var: VAR) -> None:
     inputs = balanced_labels(tiny_var, 3, 0, held_out=True)
     grid = Grid(keep=(0.5,), selectors=("deviation",), restorers=("cache",), ranks=(0.25,))
     shipped = measure_bases(tiny_var, inputs, SAMPLING, {3: 16}, 3)
-    tiny_var.features.use(shipped)
+    tiny_var.low_rank.use(shipped)
     ComparisonRun(tiny_var, inputs, SAMPLING, Likeness(), 3, grid=grid, quiet=True)._measure_bases()
-    first, measured = tiny_var.features.bases
+    first, measured = tiny_var.low_rank.bases
     assert first is shipped and {place[0] for place in measured.vectors} == {2, 3}
-    tiny_var.features.use()
+    tiny_var.low_rank.use()
 
 
 def test_stronger_guidance_is_stronger(found, tiny_var: VAR) -> None:

@@ -26,7 +26,7 @@ from stagevar_probe.observe.observer import ExactObserver
 from stagevar_probe.observe.sensitivity import js_divergence
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import Observer, generate, replay
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import PlanStep, TokenOption
@@ -84,7 +84,7 @@ def run(
 
 def whole(model: VAR, steps: list[PlanStep], inputs: Inputs = INPUTS) -> Tensor:
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-    return generate(model, inputs.condition(model), plan, SAMPLING, list(inputs.seeds)).images
+    return generate(model, inputs.condition(model), plan, seed=list(inputs.seeds)).images
 
 
 @pytest.fixture(scope="module")
@@ -280,13 +280,15 @@ def test_observed_delta_is_what_the_delta_plan_does(tiny_var: VAR) -> None:
     sampling = Sampling(guidance=2.0, temperature=0.8)
     observer = ExactObserver(tiny_var, sampling, rank_images=0)
     conditioning = INPUTS.condition(tiny_var)
-    ids = generate(tiny_var, conditioning, None, sampling, [1, 2, 3], observer=observer).ids
+    ids = generate(
+        tiny_var, conditioning, plan_for(tiny_var, (), sampling), seed=[1, 2, 3], observer=observer
+    ).ids
     assert "delta" not in observer.sensitivity[0]
     for k in (1, 2, 3):
         steps = [PlanStep(scale=k, guidance="delta")]
         plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), sampling)
-        delta = replay(tiny_var, conditioning, ids, plan, sampling=sampling)
-        exact = replay(tiny_var, conditioning, ids, sampling=sampling)
+        delta = replay(tiny_var, conditioning, ids, plan)
+        exact = replay(tiny_var, conditioning, ids, plan_for(tiny_var, (), sampling))
         want = js_divergence(exact.guided[k], delta.guided[k]).mean(1)
         got = observer.sensitivity[k]["delta"]
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-3)

@@ -35,7 +35,7 @@ from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loading import load
 from stagevar_runtime.loop.engine import generate, replay
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, bases_path
@@ -53,10 +53,10 @@ def entering(model: Any, inputs: Inputs, scale: int) -> dict[tuple[int, str], to
         layer.module.register_forward_pre_hook(
             lambda module, args, at=(i, name): seen.setdefault(at, []).append(args[0].clone())
         )
-        for i, layers in enumerate(model.features.layers)
+        for i, layers in enumerate(model.low_rank.layers)
         for name, layer in layers.items()
     ]
-    generate(model, inputs.condition(model), None, SAMPLING, list(inputs.seeds))
+    generate(model, inputs.condition(model), plan_for(model, (), SAMPLING), seed=list(inputs.seeds))
     for handle in handles:
         handle.remove()
     return {at: values[scale].flatten(0, 1).double() for at, values in seen.items()}
@@ -96,16 +96,18 @@ def test_directions_are_the_principal_components(tiny_var: VAR, family: str) -> 
 
 def test_measured_directions_beat_random_ones(tiny_var: VAR) -> None:
     """Of the same rank; and more of them are closer to exact."""
-    tiny_var.features.use(measure_bases(tiny_var, INPUTS, SAMPLING, {3: 32}, 6))
+    tiny_var.low_rank.use(measure_bases(tiny_var, INPUTS, SAMPLING, {3: 32}, 6))
     conditioning = INPUTS.condition(tiny_var)
-    ids = generate(tiny_var, conditioning, None, SAMPLING, list(INPUTS.seeds)).ids
-    exact = replay(tiny_var, conditioning, ids, sampling=SAMPLING).logits[3]
+    ids = generate(
+        tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=list(INPUTS.seeds)
+    ).ids
+    exact = replay(tiny_var, conditioning, ids, plan_for(tiny_var, (), SAMPLING)).logits[3]
 
     def error(basis: str, rank: int) -> float:
         option = FeatureOption(rank=rank, basis=basis, layers=("qkv", "proj", "fc1"))
         steps = [PlanStep(scale=3, features=option)]
         plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), SAMPLING)
-        got = replay(tiny_var, conditioning, ids, plan, sampling=SAMPLING).logits[3]
+        got = replay(tiny_var, conditioning, ids, plan).logits[3]
         return float((got - exact).square().mean())
 
     assert error("pca", 32) < error("pca", 8) and error("pca", 32) < 0.5 * error("random", 32)
@@ -136,7 +138,7 @@ def test_menu_has_features_where_the_family_has_them(tiny_var: VAR) -> None:
 
 
 def test_an_arm_is_its_plan_run_whole(tiny_var: VAR) -> None:
-    tiny_var.features.use(measure_bases(tiny_var, INPUTS, SAMPLING, {2: 16, 3: 16}, 6))
+    tiny_var.low_rank.use(measure_bases(tiny_var, INPUTS, SAMPLING, {2: 16, 3: 16}, 6))
     space = SearchSpace({"published": None}, {}, {}, {"pca": FeatureOption(rank=16, basis="pca")})
     interventions = [Intervention(f"pca at {k}", k, features="pca") for k in (2, 3)]
     seen: dict[str, torch.Tensor] = {}
@@ -146,7 +148,7 @@ def test_an_arm_is_its_plan_run_whole(tiny_var: VAR) -> None:
             space.steps(intervention, 4), tiny_var.info, tiny_var.scales(), SAMPLING
         )
         conditioning = INPUTS.condition(tiny_var)
-        whole = generate(tiny_var, conditioning, plan, SAMPLING, list(INPUTS.seeds)).images
+        whole = generate(tiny_var, conditioning, plan, seed=list(INPUTS.seeds)).images
         torch.testing.assert_close(seen[intervention.name], whole, atol=1e-5, rtol=0)
         assert not torch.equal(whole, seen["exact"])
 
@@ -172,7 +174,7 @@ def test_features_cost_little_to_measure(tiny_var: VAR) -> None:
 
 
 def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
-    tiny_var.features.use()
+    tiny_var.low_rank.use()
     space = default_space(tiny_var.info, SAMPLING, tiny_var.scales())
     inputs, options = tiny_var.condition(labels=[0, 1]), {**space.tokens, **space.features}
     costs = measure_costs(tiny_var, inputs, SAMPLING, space.options, 1)
@@ -181,7 +183,7 @@ def test_costs_need_no_measured_directions(tiny_var: VAR) -> None:
     assert cells < costs.ms.keys() and {"pca 32", "pca 16"} < options.keys()
     one = {"pca": FeatureOption(rank=4, basis="pca")}
     for _, name, plan in cost_plans(tiny_var, SAMPLING, one):
-        narrow = [step.features is not None for step in plan]
+        narrow = [step.low_rank is not None for step in plan]
         assert narrow == [name == "pca" and k > 0 for k in range(4)]
 
 
@@ -223,7 +225,7 @@ def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pi
     bases = Bases.load(path, pipeline.fingerprint.weights)
     assert {place[0] for place in bases.vectors} == {3}
     assert {vectors.shape for vectors in bases.vectors.values()} == {(64, 16)}
-    pipeline.model.features.use()  # type: ignore[attr-defined]
+    pipeline.model.low_rank.use()  # type: ignore[attr-defined]
     pipeline.use_profile(with_features / "m.stagevar.yaml")
     assert "features 16 pca in qkv proj fc1" in str(pipeline.summary())
     measured = load_measurements(with_features / "m.stagevar.measurements.json")

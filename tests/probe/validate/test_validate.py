@@ -21,7 +21,7 @@ from stagevar_probe.validate.run import EXACT, validate
 from stagevar_runtime.errors import ProfileMismatchError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import PlanStep
 
@@ -37,7 +37,9 @@ STEPS = {
 def ran(tiny_var: VAR) -> dict[str, Figures]:
     torch.manual_seed(0)
     ticks: list[int] = []
-    side = generate(tiny_var, tiny_var.condition(labels=[0]), None, SAMPLING, [0]).images.shape[-1]
+    side = generate(
+        tiny_var, tiny_var.condition(labels=[0]), plan_for(tiny_var, (), SAMPLING), seed=[0]
+    ).images.shape[-1]
     model = SmallClassifier(ClassifierConfig(classes=5, side=side, widths=(4, 8), features=12))
     reference = torch.rand(40, 12, generator=torch.Generator().manual_seed(1))
     quality = Agreement(Scorer(model.eval().requires_grad_(False), reference, tuple("abcde"), 0.9))

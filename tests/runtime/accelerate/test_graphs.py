@@ -82,8 +82,8 @@ def test_graphs_equal_the_eager_loop(name: str) -> None:
     plan, recorded = plan_of(model, PLANS[name]), Graphs(model.info, recorder)
     for turn in range(5):
         conditioning, seed = labels(model, turn), turn if turn % 2 else [turn, turn + 9]
-        want = generate(model, conditioning, plan, SAMPLING, seed)
-        same(generate(model, conditioning, plan, SAMPLING, seed, graphs=recorded), want)
+        want = generate(model, conditioning, plan, seed=seed)
+        same(generate(model, conditioning, plan, seed=seed, graphs=recorded), want)
     running = sum(step.run != "skip" for step in plan)
     assert recorder.recorded == running and not recorded.off
     assert recorder.replayed == 3 * running
@@ -132,8 +132,8 @@ def test_one_set_of_graphs_serves_every_plan(name: str) -> None:
         plan, before = plan_of(model, steps, sampling), recorder.recorded
         for turn in range(4):
             conditioning = condition(model, turn)
-            want = generate(model, conditioning, plan, sampling, turn)
-            same(generate(model, conditioning, plan, sampling, turn, graphs=recorded), want)
+            want = generate(model, conditioning, plan, seed=turn)
+            same(generate(model, conditioning, plan, seed=turn, graphs=recorded), want)
         new[plan_name] = recorder.recorded - before
     assert not recorded.off, recorded.off
     assert new["exact"] == count and new["cfg-off"] == 2  # the two scales without null
@@ -149,18 +149,18 @@ def test_a_second_generation_of_the_same_shape_runs_eagerly() -> None:
     model, recorder = var(), TapeRecorder()
     recorded, plan = Graphs(model.info, recorder), plan_of(model, [])
     for turn in range(3):
-        generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
+        generate(model, labels(model, turn), plan, seed=turn, graphs=recorded)
     inner: list[Generation] = []
 
     class Nested(Observer):
         def advanced(self, state, step, ids) -> None:
             if step.scale.index == 2:
                 inputs = labels(model, 8)
-                inner.append(generate(model, inputs, plan, SAMPLING, 8, graphs=recorded))
+                inner.append(generate(model, inputs, plan, seed=8, graphs=recorded))
 
-    got = generate(model, labels(model, 4), plan, SAMPLING, 4, None, Nested(), recorded)
-    same(got, generate(model, labels(model, 4), plan, SAMPLING, 4))
-    same(inner[0], generate(model, labels(model, 8), plan, SAMPLING, 8))
+    got = generate(model, labels(model, 4), plan, seed=4, observer=Nested(), graphs=recorded)
+    same(got, generate(model, labels(model, 4), plan, seed=4))
+    same(inner[0], generate(model, labels(model, 8), plan, seed=8))
 
 
 def infinity(**options):
@@ -196,8 +196,8 @@ def check_family(model: ScaleModel, condition, steps: Sequence[PlanStep]) -> Non
     recorded = Graphs(model.info, recorder)
     for turn in range(4):
         conditioning = condition(model, turn)
-        want = generate(model, conditioning, plan, sampling, turn)
-        same(generate(model, conditioning, plan, sampling, turn, graphs=recorded), want)
+        want = generate(model, conditioning, plan, seed=turn)
+        same(generate(model, conditioning, plan, seed=turn, graphs=recorded), want)
     assert not recorded.off, recorded.off
     assert recorder.recorded == len(plan)
 
@@ -206,9 +206,9 @@ def test_trusted_graphs_run_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
     model = var()
     recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, PLANS["reduced"])
     for turn in range(3):
-        generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
+        generate(model, labels(model, turn), plan, seed=turn, graphs=recorded)
     monkeypatch.setattr(graphs, "run_step", lambda *_: pytest.fail("ran eagerly"))
-    generate(model, labels(model, 7), plan, SAMPLING, 7, graphs=recorded)
+    generate(model, labels(model, 7), plan, seed=7, graphs=recorded)
 
 
 def test_a_graph_that_holds_on_to_an_old_value_is_found(caplog) -> None:
@@ -222,8 +222,8 @@ def test_a_graph_that_holds_on_to_an_old_value_is_found(caplog) -> None:
     with caplog.at_level(logging.WARNING, "stagevar_runtime"):
         for turn in range(5):
             conditioning = labels(model, turn)
-            want = generate(model, conditioning, plan, SAMPLING, turn)
-            same(generate(model, conditioning, plan, SAMPLING, turn, graphs=recorded), want)
+            want = generate(model, conditioning, plan, seed=turn)
+            same(generate(model, conditioning, plan, seed=turn, graphs=recorded), want)
     assert "scale 2 runs eagerly: graph was off by" in caplog.text
     assert "2: graph was off by" in " ".join(recorded.notes())
 
@@ -241,8 +241,8 @@ def test_what_fails_to_record_runs_eagerly(caplog) -> None:
     with caplog.at_level(logging.WARNING, "stagevar_runtime"):
         for turn in range(3):
             conditioning = labels(model, turn)
-            want = generate(model, conditioning, plan, SAMPLING, turn)
-            same(generate(model, conditioning, plan, SAMPLING, turn, graphs=recorded), want)
+            want = generate(model, conditioning, plan, seed=turn)
+            same(generate(model, conditioning, plan, seed=turn, graphs=recorded), want)
     assert caplog.text.count("graphs are switched off: RuntimeError") == 1
     assert "the host cannot wait" in recorded.notes()[0] and len(recorded.homes) == 0
 
@@ -251,15 +251,15 @@ def test_a_replay_that_fails_runs_eagerly() -> None:
     model = var()
     recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, PLANS["cond"])
     for turn in range(3):
-        generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
+        generate(model, labels(model, turn), plan, seed=turn, graphs=recorded)
 
     def fail() -> None:
         raise RuntimeError("device side")
 
     (home,) = recorded.homes
     next(graph for graph in home.graphs if graph.scale == 3).replay = fail
-    want = generate(model, labels(model, 4), plan, SAMPLING, 4)
-    same(generate(model, labels(model, 4), plan, SAMPLING, 4, graphs=recorded), want)
+    want = generate(model, labels(model, 4), plan, seed=4)
+    same(generate(model, labels(model, 4), plan, seed=4, graphs=recorded), want)
     assert not recorded.off
     assert "3: failed (RuntimeError: device side)" in " ".join(recorded.notes())
 
@@ -271,8 +271,8 @@ def test_shapes_are_bounded_and_share_rooms() -> None:
 
     def images(count: int, turn: int) -> None:
         inputs = model.condition(labels=[(turn + i) % 5 for i in range(count)])
-        want = generate(model, inputs, plan, SAMPLING, turn)
-        same(generate(model, inputs, plan, SAMPLING, turn, graphs=recorded), want)
+        want = generate(model, inputs, plan, seed=turn)
+        same(generate(model, inputs, plan, seed=turn, graphs=recorded), want)
 
     for turn in range(4):
         images(2, turn)
@@ -292,8 +292,8 @@ def test_graphs_of_a_shape_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model, recorder = var(), TapeRecorder()
     recorded, plan = Graphs(model.info, recorder), plan_of(model, [])
     for turn in range(4):
-        want = generate(model, labels(model, turn), plan, SAMPLING, turn)
-        same(generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded), want)
+        want = generate(model, labels(model, turn), plan, seed=turn)
+        same(generate(model, labels(model, turn), plan, seed=turn, graphs=recorded), want)
     (home,) = recorded.homes
     assert len(home.graphs) == 3 and recorder.recorded == 0  # forgotten before their second use
 
@@ -308,8 +308,8 @@ def test_memory_that_runs_out_runs_eagerly(caplog, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(recorder, "record", full)
     with caplog.at_level(logging.WARNING, "stagevar_runtime"):
         for turn in range(3):
-            want = generate(model, labels(model, turn), plan, SAMPLING, turn)
-            same(generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded), want)
+            want = generate(model, labels(model, turn), plan, seed=turn)
+            same(generate(model, labels(model, turn), plan, seed=turn, graphs=recorded), want)
     assert caplog.text.count("graphs are switched off: OutOfMemoryError") == 1
     assert "Tried to allocate 2.00 GiB" in recorded.notes()[0] and recorded.room_bytes() == 0
 
@@ -318,10 +318,10 @@ def test_layers_made_anew_are_not_replayed_with_the_old_ones() -> None:
     model = var()
     recorded, plan = Graphs(model.info, TapeRecorder()), plan_of(model, PLANS["features"])
     for turn in range(3):
-        generate(model, labels(model, turn), plan, SAMPLING, turn, graphs=recorded)
-    model.features.forget()
-    want = generate(model, labels(model, 4), plan, SAMPLING, 4)
-    same(generate(model, labels(model, 4), plan, SAMPLING, 4, graphs=recorded), want)
+        generate(model, labels(model, turn), plan, seed=turn, graphs=recorded)
+    model.low_rank.forget()
+    want = generate(model, labels(model, 4), plan, seed=4)
+    same(generate(model, labels(model, 4), plan, seed=4, graphs=recorded), want)
     assert "3: its inputs were of another kind" in " ".join(recorded.notes())
 
 
@@ -331,7 +331,7 @@ def test_temperature_and_strength_need_no_new_graphs() -> None:
     for turn in range(3):
         sampling = Sampling(guidance=2.0 + turn, temperature=1.0 + turn, top_k=20)
         plan = plan_of(model, [], sampling)
-        generate(model, labels(model, turn), plan, sampling, turn, graphs=recorded)
+        generate(model, labels(model, turn), plan, seed=turn, graphs=recorded)
     assert len(recorded.homes) == 1
 
 
@@ -345,8 +345,8 @@ def test_conditioning_of_the_caller_stays_as_it_is() -> None:
     other.cond["position"].add_(1)
     before = {name: t.clone() for name, t in first.cond.items()}
     for turn, inputs in enumerate((first, first, other, other, first)):
-        want = generate(model, inputs, plan, sampling, turn)
-        same(generate(model, inputs, plan, sampling, turn, graphs=recorded), want)
+        want = generate(model, inputs, plan, seed=turn)
+        same(generate(model, inputs, plan, seed=turn, graphs=recorded), want)
     assert all(torch.equal(first.cond[name], t) for name, t in before.items())
 
 
@@ -360,7 +360,14 @@ def test_observers_see_the_eager_loop() -> None:
     model, seen = var(), Seen()
     recorded = Graphs(model.info, TapeRecorder())
     for turn in range(4):
-        generate(model, labels(model, turn), None, SAMPLING, turn, None, seen, graphs=recorded)
+        generate(
+            model,
+            labels(model, turn),
+            plan_of(model, []),
+            seed=turn,
+            observer=seen,
+            graphs=recorded,
+        )
     assert seen.groups == 4 * 5 * len(model.info.groups) and recorded.recorded == 0
 
 

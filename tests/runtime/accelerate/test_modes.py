@@ -60,8 +60,10 @@ def test_half_weights_with_graphs_draw_the_same_ids() -> None:
     fast = accelerate(model, "graphs", recorder=TapeRecorder())
     for turn in range(4):
         conditioning = model.condition(labels=[turn, 2])
-        got = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
-        want = generate(plain, conditioning, None, SAMPLING, turn)
+        got = generate(
+            model, conditioning, plan_for(model, (), SAMPLING), seed=turn, graphs=fast.graphs
+        )
+        want = generate(plain, conditioning, plan_for(plain, (), SAMPLING), seed=turn)
         assert all(map(torch.equal, got.ids, want.ids))
         assert (got.images - want.images).abs().max() <= (4 / 255 if turn else 0)
     said = " ".join(fast.notes())
@@ -77,11 +79,13 @@ def test_prompts_of_other_lengths_share_a_shape() -> None:
     assert model.text_tile == TEXT_TILE and plain.text_tile == 1
     for turn, lengths in enumerate([(3, 7), (5, 2), (4, 4), (6, 1)]):
         conditioning = model.condition(**prompts(lengths, seed=turn))
-        got = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
-        want = generate(plain, conditioning, None, SAMPLING, turn)
+        got = generate(
+            model, conditioning, plan_for(model, (), SAMPLING), seed=turn, graphs=fast.graphs
+        )
+        want = generate(plain, conditioning, plan_for(plain, (), SAMPLING), seed=turn)
         assert torch.equal(got.ids[0], want.ids[0])
-        replayed = engine.replay(model, conditioning, want.ids, sampling=SAMPLING)
-        exact = engine.replay(plain, conditioning, want.ids, sampling=SAMPLING)
+        replayed = engine.replay(model, conditioning, want.ids, plan_for(model, (), SAMPLING))
+        exact = engine.replay(plain, conditioning, want.ids, plan_for(plain, (), SAMPLING))
         torch.testing.assert_close(replayed.logits[-1], exact.logits[-1], atol=1e-4, rtol=0)
     assert fast.graphs and len(fast.graphs.homes) == 1
 
@@ -219,6 +223,8 @@ def test_infinity_in_half_precision_decodes_by_half() -> None:
     fast = accelerate(model, "graphs", recorder=TapeRecorder())
     for turn in range(3):
         conditioning = model.condition(**prompts((3, 5), seed=turn))
-        made = generate(model, conditioning, None, SAMPLING, turn, graphs=fast.graphs)
+        made = generate(
+            model, conditioning, plan_for(model, (), SAMPLING), seed=turn, graphs=fast.graphs
+        )
         assert torch.isfinite(made.images).all() and made.images.dtype == torch.float32
     assert fast.graphs and not fast.graphs.off

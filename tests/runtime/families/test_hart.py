@@ -41,14 +41,16 @@ def test_golden(tmp_path: Path) -> None:
     assert torch.equal(inputs.cond["position"], want["in.pos"])
     sampling = Sampling(guidance=said["cfg"], top_k=said["top_k"], top_p=said["top_p"])
     recorded = [want[f"s{k}.ids"] for k in range(10)]
-    got = engine.replay(model, inputs, recorded, sampling=sampling, seed=said["diff_seed"])
+    got = engine.replay(
+        model, inputs, recorded, plan_for(model, (), sampling), seed=said["diff_seed"]
+    )
     for k in range(10):
         torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[9], want["guided.last"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(model, inputs, None, sampling, said["g_seed"])
+    free = engine.generate(model, inputs, plan_for(model, (), sampling), seed=said["g_seed"])
     for k in range(10):
         assert torch.equal(free.ids[k], recorded[k].long()), f"scale {k}"
 
@@ -67,9 +69,9 @@ def test_teacher_forcing_equals_a_masked_forward(shape: dict) -> None:
     """The loop against one full forward over text and picture, written plainly."""
     model = tiny(**shape)
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 5).ids
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=5).ids
     assert ids[0].shape == (3, 1)
-    got = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    got = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     want = _full_forward(model, inputs.rows(True), ids)
     torch.testing.assert_close(torch.cat(got.logits, 1), want, atol=5e-5, rtol=0)
 
@@ -187,9 +189,13 @@ def test_diffusion_equals_one_written_plainly(guided: bool) -> None:
 def test_batch_of_prompts_equals_one_at_a_time(smooth: int | None) -> None:
     model = tiny()
     sampling = replace(SAMPLING, smooth_from=smooth)
-    batch = engine.generate(model, conditioning(model), None, sampling, [7, 8, 9])
+    batch = engine.generate(
+        model, conditioning(model), plan_for(model, (), sampling), seed=[7, 8, 9]
+    )
     for i in range(3):
-        alone = engine.generate(model, conditioning(model, [i]), None, sampling, [7 + i])
+        alone = engine.generate(
+            model, conditioning(model, [i]), plan_for(model, (), sampling), seed=[7 + i]
+        )
         torch.testing.assert_close(alone.images[0], batch.images[i], atol=1e-4, rtol=0)
 
 
@@ -197,10 +203,10 @@ def test_batch_of_prompts_equals_one_at_a_time(smooth: int | None) -> None:
 def test_dropped_guidance_equals_one_branch_of_the_full_run(branch: str) -> None:
     model = tiny()
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 1).ids
-    full = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=1).ids
+    full = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     plan = compile_plan([PlanStep(scale=2, guidance=branch)], model.info, model.scales(), SAMPLING)
-    got = engine.replay(model, inputs, ids, plan, sampling=SAMPLING)
+    got = engine.replay(model, inputs, ids, plan)
     rows = slice(0, 3) if branch == "cond" else slice(3, 6)
     for k in (2, 3):
         torch.testing.assert_close(got.logits[k], full.logits[k][rows], atol=1e-5, rtol=0)
@@ -226,19 +232,21 @@ def test_strength_of_exactly_one_switches_the_heads_guidance_off() -> None:
     model.transformer.diffloss.draw = watch  # type: ignore[method-assign]
     for guidance, rows, strength in ((1.5, 16, None), (3.0, 32, 2.0), (0.0, 16, None)):
         sampling = Sampling(guidance=guidance, top_k=20)
-        engine.generate(model, conditioning(model, [0]), None, sampling, 1)
+        engine.generate(model, conditioning(model, [0]), plan_for(model, (), sampling), seed=1)
         assert seen.pop() == (rows, strength)
 
 
 def test_noise_is_seeded_and_leaves_the_global_state() -> None:
     model = tiny()
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 5).ids
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=5).ids
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    one, two = (engine.replay(model, inputs, ids, sampling=SAMPLING, seed=3) for _ in range(2))
+    one, two = (
+        engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING), seed=3) for _ in range(2)
+    )
     assert torch.equal(before, torch.get_rng_state()) and torch.equal(one.canvas, two.canvas)
-    other = engine.replay(model, inputs, ids, sampling=SAMPLING, seed=4)
+    other = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING), seed=4)
     assert not torch.equal(one.canvas, other.canvas)
     assert torch.equal(one.logits[-1], other.logits[-1])
 
@@ -258,7 +266,7 @@ def test_what_cannot_be_reduced_says_so() -> None:
             )
     steps = [PlanStep(scale=2, tokens=cached), PlanStep(scale=3, run="skip")]
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-    made = engine.generate(model, conditioning(model), plan, SAMPLING, 1)
+    made = engine.generate(model, conditioning(model), plan, seed=1)
     assert torch.isfinite(made.images).all() and made.images.shape == (3, 3, 8, 8)
 
 
@@ -292,7 +300,7 @@ def test_published_directories_and_defaults(tmp_path: Path) -> None:
     assert pipeline.model.config.diffusion_steps == 4
     sampling = pipeline.sampling()
     assert (sampling.guidance, sampling.smooth_from, sampling.top_p) == (4.5, 0, 0.0)
-    assert [sampling.top_k_at(k) for k in range(4)] == [600] * 4
+    assert [sampling.at(k).top_k for k in range(4)] == [600] * 4
     features = text_features(2, 24, 24)
     made = pipeline.generate(seed=1, context=features["context"], mask=features["mask"])
     assert made.images.shape == (2, 3, 8, 8)

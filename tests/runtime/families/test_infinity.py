@@ -46,12 +46,14 @@ def test_golden(case: str, tmp_path: Path) -> None:
     scales = model.scales(aspect_ratio=1.0, size="0.06M")
     recorded = [_in_tokens(model, want[f"s{k}.ids"]) for k in range(7)]
     sampling = Sampling(said["cfg"], said["tau"], said["top_k"], said["top_p"])
-    got = engine.replay(model, conditioning, recorded, scales=scales, sampling=sampling)
+    got = engine.replay(model, conditioning, recorded, plan_for(model, (), sampling, scales))
     for k in range(7):
         torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.canvas, want["canvas"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.image, want["image"] / 2 + 0.5, atol=1e-4, rtol=0)
-    free = engine.generate(model, conditioning, None, sampling, said["g_seed"], scales)
+    free = engine.generate(
+        model, conditioning, plan_for(model, (), sampling, scales), seed=said["g_seed"]
+    )
     for k in range(7):
         assert torch.equal(free.ids[k], recorded[k]), f"scale {k}"
 
@@ -82,8 +84,8 @@ def test_teacher_forcing_equals_a_masked_forward(shape: dict, options: dict, siz
     given = prompts((3, 7))
     scales = model.scales(**size)
     conditioning = model.condition(**given)
-    made = engine.generate(model, conditioning, None, SAMPLING, 5, scales)
-    got = engine.replay(model, conditioning, made.ids, None, scales, SAMPLING)
+    made = engine.generate(model, conditioning, plan_for(model, (), SAMPLING, scales), seed=5)
+    got = engine.replay(model, conditioning, made.ids, plan_for(model, (), SAMPLING, scales))
     texts = [given["text"][0, :3], given["text"][1, :7]]
     nulls = [model.transformer.cfg_uncond[:3], model.transformer.cfg_uncond[:7]]
     want = _full_forward(model, [*texts, *nulls], made.ids, scales)
@@ -213,13 +215,17 @@ def _turn(x: Tensor, factors: Tensor) -> Tensor:
 
 def test_batch_of_different_lengths_equals_one_at_a_time(model: Infinity) -> None:
     given = prompts((2, 9, 5))
-    batch = engine.generate(model, model.condition(**given), None, SAMPLING, [7, 8, 9])
+    batch = engine.generate(
+        model, model.condition(**given), plan_for(model, (), SAMPLING), seed=[7, 8, 9]
+    )
     for i in range(3):
         one = {name: tensor[i : i + 1] for name, tensor in given.items()}
-        alone = engine.generate(model, model.condition(**one), None, SAMPLING, [7 + i])
+        alone = engine.generate(
+            model, model.condition(**one), plan_for(model, (), SAMPLING), seed=[7 + i]
+        )
         torch.testing.assert_close(alone.images[0], batch.images[i], atol=1e-4, rtol=0)
     picked = model.condition(**given)[[2, 0]]
-    again = engine.generate(model, picked, None, SAMPLING, [9, 7])
+    again = engine.generate(model, picked, plan_for(model, (), SAMPLING), seed=[9, 7])
     torch.testing.assert_close(again.images, batch.images[[2, 0]], atol=1e-4, rtol=0)
 
 
@@ -240,10 +246,10 @@ def test_dropped_guidance_equals_one_branch_of_the_full_run(
         other = prompts((8,), seed=4)
         given |= {"null_text": other["text"], "null_mask": other["mask"]}
     conditioning = model.condition(**given)
-    ids = engine.generate(model, conditioning, None, SAMPLING, 1).ids
-    full = engine.replay(model, conditioning, ids, sampling=SAMPLING)
+    ids = engine.generate(model, conditioning, plan_for(model, (), SAMPLING), seed=1).ids
+    full = engine.replay(model, conditioning, ids, plan_for(model, (), SAMPLING))
     plan = compile_plan((PlanStep(scale=4, guidance=branch),), model.info, model.scales(), SAMPLING)
-    got = engine.replay(model, conditioning, ids, plan, sampling=SAMPLING)
+    got = engine.replay(model, conditioning, ids, plan)
     rows = slice(0, 2) if branch == "cond" else slice(2, 4)
     for k in range(7):
         want = full.logits[k] if k < 4 else full.logits[k][rows]
@@ -253,8 +259,8 @@ def test_dropped_guidance_equals_one_branch_of_the_full_run(
 def test_negative_prompt_takes_the_place_of_the_null_rows(model: Infinity) -> None:
     given, other = prompts((3, 6)), prompts((8, 2), seed=4)
     conditioning = model.condition(**given, null_text=other["text"], null_mask=other["mask"])
-    ids = engine.generate(model, conditioning, None, SAMPLING, 1).ids
-    got = engine.replay(model, conditioning, ids, sampling=SAMPLING)
+    ids = engine.generate(model, conditioning, plan_for(model, (), SAMPLING), seed=1).ids
+    got = engine.replay(model, conditioning, ids, plan_for(model, (), SAMPLING))
     texts = [given["text"][0, :3], given["text"][1, :6], other["text"][0, :8], other["text"][1, :2]]
     want = _full_forward(model, texts, ids, model.scales())
     torch.testing.assert_close(torch.cat(got.logits, 1), want, atol=1e-4, rtol=0)
@@ -266,8 +272,8 @@ def test_guidance_scale_by_scale(model: Infinity) -> None:
     sampling = Sampling(guidance=strengths, temperature=0.5, top_p=0.97)
     plan = plan_for(model, (), sampling)
     assert [len(step.branches) for step in plan] == [2, 2, 2, 2, 2, 1, 1]  # 1 is no guidance
-    ids = engine.generate(model, conditioning, plan, sampling, 1).ids
-    got = engine.replay(model, conditioning, ids, plan, sampling=sampling)
+    ids = engine.generate(model, conditioning, plan, seed=1).ids
+    got = engine.replay(model, conditioning, ids, plan)
     cond, null = got.logits[3].chunk(2)
     torch.testing.assert_close(got.guided[3], (4 * cond - 3 * null) / 0.5, atol=1e-4, rtol=1e-5)
 
@@ -324,7 +330,7 @@ def _before_last(
     with torch.inference_mode():
         state = start(model, model.condition(**prompts((3, 7))), plan, 0)
         for step, ids in zip(plan[:-1], _ids(model, scales), strict=False):
-            advance(model, state, step, SAMPLING, ids)
+            advance(model, state, step, ids=ids)
         return state, scales[-1], model.embed(state, scales[-1])
 
 
@@ -341,11 +347,11 @@ def test_every_option_at_once_in_a_batch(model: Infinity, select, restore, span)
     )
     plan = compile_plan(steps, model.info, scales, SAMPLING)
     given = prompts((2, 9))
-    batch = engine.generate(model, model.condition(**given), plan, SAMPLING, [7, 8], scales)
+    batch = engine.generate(model, model.condition(**given), plan, seed=[7, 8])
     assert len(batch.ids) == 6
     assert batch.images.shape == (2, 3, 2 * scales[-1].height, 2 * scales[-1].width)
     one = {name: tensor[1:] for name, tensor in given.items()}
-    alone = engine.generate(model, model.condition(**one), plan, SAMPLING, [8], scales)
+    alone = engine.generate(model, model.condition(**one), plan, seed=[8])
     torch.testing.assert_close(alone.images[0], batch.images[1], atol=1e-4, rtol=0)
 
 
@@ -354,7 +360,7 @@ def test_guidance_inside_refuses_tokens_of_each_branch_its_own() -> None:
     step = PlanStep(scale=6, tokens=TokenOption(keep=0.5, select="norm", restore="none"))
     plan = compile_plan((step,), model.info, model.scales(), SAMPLING)
     with pytest.raises(UnsupportedModelError, match="guidance_layer=0"):
-        engine.generate(model, model.condition(**prompts((3,))), plan, SAMPLING, 0)
+        engine.generate(model, model.condition(**prompts((3,))), plan, seed=0)
 
 
 def test_bfloat16_stays_close(model: Infinity) -> None:
@@ -365,8 +371,8 @@ def test_bfloat16_stays_close(model: Infinity) -> None:
     given = prompts((3, 7))
     ids = _ids(model, model.scales())[:3]
     scales = model.scales()[:3]
-    want = engine.replay(model, model.condition(**given), ids, None, scales)
-    got = engine.replay(half, half.condition(**given), ids, None, scales)
+    want = engine.replay(model, model.condition(**given), ids, plan_for(model, scales=scales))
+    got = engine.replay(half, half.condition(**given), ids, plan_for(half, scales=scales))
     assert half.blocks[0].ffn.fc1.weight.dtype == torch.bfloat16
     assert half.transformer.head.weight.dtype == torch.float32
     torch.testing.assert_close(got.logits[2], want.logits[2], atol=0.25, rtol=0)

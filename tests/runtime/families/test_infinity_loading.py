@@ -21,6 +21,7 @@ from stagevar_runtime.families.infinity.options import InfinityOptions
 from stagevar_runtime.families.infinity.schedules import COUNTS, SCHEDULES, full_extent
 from stagevar_runtime.families.infinity.sizes import SIZES, preset, without_weights
 from stagevar_runtime.loop import engine
+from stagevar_runtime.loop.plan import plan_for
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,9 @@ def plain_blocks(tensors: dict[str, torch.Tensor], per_chunk: int = 2) -> dict[s
 def logits(model: Infinity) -> torch.Tensor:
     scales = model.scales(size="0.06M")[:3]
     ids = [torch.ones(1, s.tokens, model.info.bits, dtype=torch.long) for s in scales]
-    return engine.replay(model, model.condition(**prompts((4,))), ids, None, scales).logits[-1]
+    return engine.replay(
+        model, model.condition(**prompts((4,))), ids, plan_for(model, scales=scales)
+    ).logits[-1]
 
 
 def test_every_published_layout_holds_the_same_model(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stagevar_runtime.errors import (
 )
 from stagevar_runtime.families.star import SCHEDULES, STAR
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 CPU = torch.device("cpu")
@@ -39,14 +39,16 @@ def test_golden(tmp_path: Path) -> None:
     inputs = {n: t[:1] for n, t in given.items()} | {f"null_{n}": t[1:] for n, t in given.items()}
     sampling = Sampling(guidance=said["cfg"], top_k=said["top_k"], top_p=said["top_p"])
     recorded = [want[f"s{k}.ids"] for k in range(10)]
-    got = engine.replay(model, model.condition(**inputs), recorded, sampling=sampling)
+    got = engine.replay(model, model.condition(**inputs), recorded, plan_for(model, (), sampling))
     for k in range(10):
         torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[9], want["guided.last"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(model, model.condition(**inputs), None, sampling, said["g_seed"])
+    free = engine.generate(
+        model, model.condition(**inputs), plan_for(model, (), sampling), seed=said["g_seed"]
+    )
     for k in range(10):
         assert torch.equal(free.ids[k].flatten(), recorded[k].long().flatten()), f"scale {k}"
 
@@ -57,8 +59,8 @@ def test_golden(tmp_path: Path) -> None:
 def test_teacher_forcing_equals_a_masked_forward(shape: dict) -> None:
     """One prompt at a time through a full forward that adds ``cross(x)[0]``, as published."""
     model = tiny(**shape)
-    ids = engine.generate(model, conditioning(model), None, SAMPLING, 5).ids
-    got = engine.replay(model, conditioning(model), ids, sampling=SAMPLING)
+    ids = engine.generate(model, conditioning(model), plan_for(model, (), SAMPLING), seed=5).ids
+    got = engine.replay(model, conditioning(model), ids, plan_for(model, (), SAMPLING))
     logits = torch.cat(got.logits, 1)
     for i in range(3):
         want = _full_forward(model, conditioning(model, [i]).rows(True), [x[[i]] for x in ids])
@@ -128,22 +130,24 @@ def _full_forward(model: STAR, rows: dict, ids: list[torch.Tensor]) -> torch.Ten
 def test_batch_equals_one_prompt_at_a_time(steps: tuple[PlanStep, ...]) -> None:
     model = tiny()
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-    batch = engine.generate(model, conditioning(model), plan, SAMPLING, [7, 8, 9])
+    batch = engine.generate(model, conditioning(model), plan, seed=[7, 8, 9])
     for i in range(3):
-        alone = engine.generate(model, conditioning(model, [i]), plan, SAMPLING, [7 + i])
+        alone = engine.generate(model, conditioning(model, [i]), plan, seed=[7 + i])
         torch.testing.assert_close(alone.images[0], batch.images[i], atol=1e-4, rtol=0)
 
 
 def test_the_null_prompts_text_reaches_nothing_but_its_pooled_part_does() -> None:
     model = tiny()
     features = text_features(2, 24, 24)
-    ids = engine.generate(model, model.condition(**features), None, SAMPLING, 1).ids
-    base = engine.replay(model, model.condition(**features), ids, sampling=SAMPLING)
+    ids = engine.generate(
+        model, model.condition(**features), plan_for(model, (), SAMPLING), seed=1
+    ).ids
+    base = engine.replay(model, model.condition(**features), ids, plan_for(model, (), SAMPLING))
     other = features | {"null_context": torch.randn(1, 7, 24)}
-    same = engine.replay(model, model.condition(**other), ids, sampling=SAMPLING)
+    same = engine.replay(model, model.condition(**other), ids, plan_for(model, (), SAMPLING))
     assert torch.equal(same.logits[-1], base.logits[-1])
     other = features | {"null_pooled": torch.randn(1, 24)}
-    changed = engine.replay(model, model.condition(**other), ids, sampling=SAMPLING)
+    changed = engine.replay(model, model.condition(**other), ids, plan_for(model, (), SAMPLING))
     assert torch.equal(changed.logits[-1][:2], base.logits[-1][:2])
     assert not torch.allclose(changed.logits[-1][2:], base.logits[-1][2:], atol=1e-3)
 
@@ -151,10 +155,10 @@ def test_the_null_prompts_text_reaches_nothing_but_its_pooled_part_does() -> Non
 def test_dropped_guidance_keeps_the_cond_rows_and_null_alone_is_refused() -> None:
     model = tiny()
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 1).ids
-    full = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=1).ids
+    full = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     plan = compile_plan([PlanStep(scale=2, guidance="cond")], model.info, model.scales(), SAMPLING)
-    got = engine.replay(model, inputs, ids, plan, sampling=SAMPLING)
+    got = engine.replay(model, inputs, ids, plan)
     for k in (2, 3):
         torch.testing.assert_close(got.logits[k], full.logits[k][:3], atol=5e-5, rtol=0)
     with pytest.raises(ProfileError, match=r"'null' branch alone.*star"):
@@ -173,7 +177,7 @@ def test_both_rows_of_an_image_keep_the_same_tokens() -> None:
         return run(state, scale, x, blocks, positions)
 
     model.run = watch  # type: ignore[method-assign]
-    engine.generate(model, conditioning(model), plan, SAMPLING, 1)
+    engine.generate(model, conditioning(model), plan, seed=1)
     kept = [p for p in seen if p is not None]
     assert kept and all(torch.equal(p[:3], p[3:]) for p in kept)
     assert not torch.equal(kept[0][0], kept[0][1])

@@ -45,14 +45,16 @@ def test_golden(case: str, tmp_path: Path) -> None:
         guidance_off_from=off if off < 10 else None,
     )
     recorded = [want[f"s{k}.ids"] for k in range(10)]
-    got = engine.replay(model, model.condition(**inputs), recorded, sampling=sampling)
+    got = engine.replay(model, model.condition(**inputs), recorded, plan_for(model, (), sampling))
     for k in range(10):
         torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.guided[9], want["guided.last"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
     torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(model, model.condition(**inputs), None, sampling, said["seed"])
+    free = engine.generate(
+        model, model.condition(**inputs), plan_for(model, (), sampling), seed=said["seed"]
+    )
     for k in range(10):
         assert torch.equal(free.ids[k], recorded[k].long()), f"scale {k}"
 
@@ -70,8 +72,8 @@ def test_teacher_forcing_equals_a_masked_forward(shape: dict) -> None:
     """The loop against one full forward with the training mask, written plainly."""
     model = tiny(**shape)
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 5).ids
-    got = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=5).ids
+    got = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     want = _full_forward(model, inputs.rows(True), ids)
     torch.testing.assert_close(torch.cat(got.logits, 1), want, atol=5e-5, rtol=0)
 
@@ -149,9 +151,13 @@ def _full_forward(model: Switti, rows: dict, ids: list[torch.Tensor]) -> torch.T
 def test_batch_of_two_prompts_equals_one_at_a_time(causal: bool, smooth: int | None) -> None:
     model = tiny(causal=causal)
     sampling = replace(SAMPLING, smooth_from=smooth)
-    batch = engine.generate(model, conditioning(model, [0, 1]), None, sampling, [7, 8])
+    batch = engine.generate(
+        model, conditioning(model, [0, 1]), plan_for(model, (), sampling), seed=[7, 8]
+    )
     for i in range(2):
-        alone = engine.generate(model, conditioning(model, [i]), None, sampling, [7 + i])
+        alone = engine.generate(
+            model, conditioning(model, [i]), plan_for(model, (), sampling), seed=[7 + i]
+        )
         torch.testing.assert_close(alone.images[0], batch.images[i], atol=1e-4, rtol=0)
 
 
@@ -160,11 +166,11 @@ def test_batch_of_two_prompts_equals_one_at_a_time(causal: bool, smooth: int | N
 def test_dropped_guidance_equals_one_branch_of_the_full_run(causal: bool, branch: str) -> None:
     model = tiny(causal=causal)
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 1).ids
-    full = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=1).ids
+    full = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     steps = [PlanStep(scale=2, guidance=branch)]
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-    got = engine.replay(model, inputs, ids, plan, sampling=SAMPLING)
+    got = engine.replay(model, inputs, ids, plan)
     rows = slice(0, 3) if branch == "cond" else slice(3, 6)
     for k in (2, 3):
         torch.testing.assert_close(got.logits[k], full.logits[k][rows], atol=1e-5, rtol=0)
@@ -179,10 +185,10 @@ def test_guidance_returns_without_a_cache_only() -> None:
     ]
     model = tiny()
     inputs = conditioning(model)
-    ids = engine.generate(model, inputs, None, SAMPLING, 1).ids
-    full = engine.replay(model, inputs, ids, sampling=SAMPLING)
+    ids = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=1).ids
+    full = engine.replay(model, inputs, ids, plan_for(model, (), SAMPLING))
     plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-    got = engine.replay(model, inputs, ids, plan, sampling=SAMPLING)
+    got = engine.replay(model, inputs, ids, plan)
     rows = [slice(0, 3), slice(3, 6), slice(0, 6), slice(0, 3)]
     for k in range(4):
         torch.testing.assert_close(got.logits[k], full.logits[k][rows[k]], atol=1e-5, rtol=0)
@@ -207,8 +213,8 @@ def test_tokens_keep_their_positions(select: str) -> None:
     for option, same in ((everything, True), (some, False)):
         steps = [PlanStep(scale=3, tokens=option)]
         plan = compile_plan(steps, model.info, model.scales(), SAMPLING)
-        got = engine.generate(model, inputs, plan, SAMPLING, 1)
-        exact = engine.generate(model, inputs, None, SAMPLING, 1)
+        got = engine.generate(model, inputs, plan, seed=1)
+        exact = engine.generate(model, inputs, plan_for(model, (), SAMPLING), seed=1)
         assert torch.equal(got.canvas, exact.canvas) == same
     x, scale = torch.randn(6, 9, 64), model.scales()[2]
     plan = plan_for(model, (), SAMPLING)
@@ -227,11 +233,14 @@ def test_published_defaults_drop_guidance_and_smooth() -> None:
     plan = plan_for(model, (), sampling)
     assert [len(step.branches) for step in plan] == [2] * 11 + [1] * 3
     assert [step.temperature for step in plan] == [1.0] * 11 + [0.1] * 3
-    assert [step.smooth for step in plan] == [True] * 11 + [False] * 3
+    assert [s.sampling.smooth for s in plan] == [False] * 2 + [True] * 9 + [False] * 3
     assert (sampling.smooth_from, sampling.top_k, sampling.top_p) == (2, 400, 0.95)
-    one = engine.generate(model, conditioning(model, [0]), None, sampling, 3)
+    one = engine.generate(model, conditioning(model, [0]), plan_for(model, (), sampling), seed=3)
     other = engine.generate(
-        model, conditioning(model, [0]), None, replace(sampling, smooth_from=None), 3
+        model,
+        conditioning(model, [0]),
+        plan_for(model, (), replace(sampling, smooth_from=None)),
+        seed=3,
     )
     assert torch.equal(one.ids[1], other.ids[1])
     assert not torch.equal(one.images, other.images)
@@ -242,14 +251,14 @@ def test_smoothing_mixes_codes_as_published() -> None:
     model = tiny()
     inputs = conditioning(model, [0])
     sampling = replace(SAMPLING, smooth_from=0)
-    made = engine.generate(model, inputs, None, sampling, 9)
+    made = engine.generate(model, inputs, plan_for(model, (), sampling), seed=9)
     guided = []
 
     class Watch(engine.Observer):
         def logits(self, state, step, logits, together):
             guided.append(together.clone())
 
-    again = engine.generate(model, inputs, None, sampling, 9, observer=Watch())
+    again = engine.generate(model, inputs, plan_for(model, (), sampling), seed=9, observer=Watch())
     assert torch.equal(made.images, again.images)
     rng = torch.Generator().manual_seed(9)
     canvas = torch.zeros(1, 32, 4, 4)
@@ -288,8 +297,8 @@ def test_padding_changes_nothing() -> None:
     short = features | {n: features[n][:, :3] for n in ("null_context", "null_mask")}
     short["context"] = features["context"].clone()
     features["context"][0, 5:] = torch.nan
-    a = engine.generate(model, model.condition(**features), None, SAMPLING, 1)
-    b = engine.generate(model, model.condition(**short), None, SAMPLING, 1)
+    a = engine.generate(model, model.condition(**features), plan_for(model, (), SAMPLING), seed=1)
+    b = engine.generate(model, model.condition(**short), plan_for(model, (), SAMPLING), seed=1)
     torch.testing.assert_close(a.images, b.images, atol=1e-5, rtol=0)
 
 

@@ -84,7 +84,9 @@ def test_decoder_is_laid_out_channels_last(tiny_var: VAR) -> None:
     convolutions = [w for w in tiny_var.tokenizer.decoder.parameters() if w.ndim == 4]
     assert convolutions
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
-    made = generate(tiny_var, tiny_var.condition(labels=[0, 1]), None, SAMPLING, 0)
+    made = generate(
+        tiny_var, tiny_var.condition(labels=[0, 1]), plan_for(tiny_var, (), SAMPLING), seed=0
+    )
     assert made.images.is_contiguous()
 
 
@@ -115,13 +117,13 @@ def test_compiled_blocks_do_not_break_or_recompile(clean_dynamo, reduced: bool) 
     steps = [PlanStep(scale=10, guidance="cond"), PlanStep(scale=11, tokens=option)]
     plan = compile_plan(steps if reduced else (), model.info, model.scales(), SAMPLING)
     conditioning = model.condition(labels=[0, 1])
-    eager = generate(model, conditioning, plan, SAMPLING, [1, 2])
+    eager = generate(model, conditioning, plan, seed=[1, 2])
     counting = Counting()
     with torch._dynamo.config.patch(recompile_limit=8):
         assert compile_model(model, "max", backend=counting).startswith("max: 3 regions")
-        first = generate(model, conditioning, plan, SAMPLING, [1, 2])
+        first = generate(model, conditioning, plan, seed=[1, 2])
         compiled = counting.graphs
-        second = generate(model, conditioning, plan, SAMPLING, [3, 4])
+        second = generate(model, conditioning, plan, seed=[3, 4])
     assert len(plan) <= compiled <= 2 * len(plan) + 1  # once a shape, not once a block
     assert counting.graphs == compiled
     for a, b in zip(eager.ids, first.ids, strict=True):
@@ -135,9 +137,9 @@ def test_compiled_blocks_take_narrowed_layers(clean_dynamo) -> None:
     step = PlanStep(scale=3, features=FeatureOption(rank=8, basis="random"))
     plan = compile_plan([step], model.info, model.scales(), SAMPLING)
     conditioning = model.condition(labels=[0, 1])
-    eager = generate(model, conditioning, plan, SAMPLING, [1, 2])
+    eager = generate(model, conditioning, plan, seed=[1, 2])
     compile_model(model, "max", backend="eager")
-    compiled = generate(model, conditioning, plan, SAMPLING, [1, 2])
+    compiled = generate(model, conditioning, plan, seed=[1, 2])
     torch.testing.assert_close(compiled.images, eager.images, atol=1e-4, rtol=0)
 
 
@@ -157,11 +159,11 @@ def test_fast_path_equals_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     """Replay with oneDNN products against PyTorch's own, float32 within 1e-4."""
     model = fresh_model()
     conditioning = model.condition(labels=[0, 1])
-    made = generate(model, conditioning, None, SAMPLING, 1)
-    fast = engine.replay(model, conditioning, made.ids, sampling=SAMPLING)
+    made = generate(model, conditioning, plan_for(model, (), SAMPLING), seed=1)
+    fast = engine.replay(model, conditioning, made.ids, plan_for(model, (), SAMPLING))
     monkeypatch.setattr(products, "_onednn", lambda: None)
     assert products.backend(CPU, torch.float32) == "torch"
-    plain = engine.replay(model, conditioning, made.ids, sampling=SAMPLING)
+    plain = engine.replay(model, conditioning, made.ids, plan_for(model, (), SAMPLING))
     for a, b in zip(fast.logits, plain.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
     torch.testing.assert_close(fast.image, plain.image, atol=1e-4, rtol=0)

@@ -25,12 +25,17 @@ def plan_of(model: VAR, *steps: PlanStep, sampling: Sampling = SAMPLING):
 def make(model: VAR, *steps: PlanStep, labels=(0, 1, 2), seed=(7, 8, 9)):
     conditioning = model.condition(labels=list(labels))
     seed = seed if isinstance(seed, int) else list(seed)
-    return generate(model, conditioning, plan_of(model, *steps), SAMPLING, seed)
+    return generate(model, conditioning, plan_of(model, *steps), seed=seed)
 
 
 def test_all_full_steps_are_bit_identical_to_no_profile(tiny_var: VAR) -> None:
     full = make(tiny_var, *(PlanStep(scale=k, run="full", guidance="full") for k in range(4)))
-    none = generate(tiny_var, tiny_var.condition(labels=[0, 1, 2]), None, SAMPLING, [7, 8, 9])
+    none = generate(
+        tiny_var,
+        tiny_var.condition(labels=[0, 1, 2]),
+        plan_for(tiny_var, (), SAMPLING),
+        seed=[7, 8, 9],
+    )
     assert torch.equal(full.images, none.images)
     assert torch.equal(full.canvas, none.canvas)
 
@@ -72,10 +77,10 @@ def test_keep_ratio_one_equals_full(tiny_var: VAR) -> None:
 def test_dropped_guidance_equals_one_branch_of_the_full_run(tiny_var: VAR, branch) -> None:
     """Slicing rows and keys must give the very logits the full run has in those rows."""
     conditioning = tiny_var.condition(labels=[0, 3])
-    ids = generate(tiny_var, conditioning, None, SAMPLING, 1).ids
-    full = engine.replay(tiny_var, conditioning, ids, sampling=SAMPLING)
+    ids = generate(tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=1).ids
+    full = engine.replay(tiny_var, conditioning, ids, plan_for(tiny_var, (), SAMPLING))
     plan = plan_of(tiny_var, PlanStep(scale=2, guidance=branch))
-    got = engine.replay(tiny_var, conditioning, ids, plan, sampling=SAMPLING)
+    got = engine.replay(tiny_var, conditioning, ids, plan)
     rows = slice(0, 2) if branch == "cond" else slice(2, 4)
     for k in range(4):
         want = full.logits[k] if k < 2 else full.logits[k][rows]
@@ -89,7 +94,7 @@ def test_dropping_guidance_halves_the_cache(tiny_var: VAR) -> None:
         state = start(tiny_var, tiny_var.condition(labels=[0]), plan, 0)
         with torch.inference_mode():
             for step in plan:
-                advance(tiny_var, state, step, SAMPLING)
+                advance(tiny_var, state, step)
         return sum(cache.bytes for cache in state.kv)
 
     assert held(PlanStep(scale=2, guidance="cond")) * 2 == held()
@@ -100,18 +105,18 @@ def test_no_guidance_runs_one_branch_and_equals_the_cond_rows(tiny_var: VAR) -> 
     plan = plan_for(tiny_var, (), off)
     assert all(step.branches == ("cond",) for step in plan)
     conditioning = tiny_var.condition(labels=[2])
-    ids = generate(tiny_var, conditioning, plan, off, 3).ids
-    one = engine.replay(tiny_var, conditioning, ids, plan, sampling=off)
-    both = engine.replay(tiny_var, conditioning, ids, sampling=SAMPLING)
+    ids = generate(tiny_var, conditioning, plan, seed=3).ids
+    one = engine.replay(tiny_var, conditioning, ids, plan)
+    both = engine.replay(tiny_var, conditioning, ids, plan_for(tiny_var, (), SAMPLING))
     for a, b in zip(one.logits, both.logits, strict=True):
         torch.testing.assert_close(a, b[:1], atol=1e-5, rtol=0)
 
 
 def test_guidance_scale_and_temperature_of_a_step(tiny_var: VAR) -> None:
     conditioning = tiny_var.condition(labels=[0, 3])
-    ids = generate(tiny_var, conditioning, None, SAMPLING, 1).ids
+    ids = generate(tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=1).ids
     plan = plan_of(tiny_var, PlanStep(scale=1, guidance_scale=3.0, temperature=0.5))
-    got = engine.replay(tiny_var, conditioning, ids, plan, sampling=SAMPLING)
+    got = engine.replay(tiny_var, conditioning, ids, plan)
     cond, null = got.logits[1].chunk(2)
     torch.testing.assert_close(got.guided[1], (3 * cond - 2 * null) / 0.5, atol=1e-5, rtol=1e-5)
     t = 2.0 * 2 / 3  # the published ramp at scale 2 of 4
@@ -130,7 +135,11 @@ def test_skipped_scales_add_nothing(tiny_var: VAR) -> None:
             seen[step.scale.index] = state.canvas.clone()
 
     generate(
-        tiny_var, tiny_var.condition(labels=[0, 1, 2]), None, SAMPLING, [7, 8, 9], observer=Watch()
+        tiny_var,
+        tiny_var.condition(labels=[0, 1, 2]),
+        plan_for(tiny_var, (), SAMPLING),
+        seed=[7, 8, 9],
+        observer=Watch(),
     )
     assert torch.equal(skipped.canvas, seen[2])
 
@@ -147,7 +156,7 @@ def test_every_selector_with_every_restorer(tiny_var: VAR, select, restore, span
     state = start(tiny_var, tiny_var.condition(labels=[0, 1]), plan, [1, 2])
     with torch.inference_mode():
         for step in plan:
-            advance(tiny_var, state, step, SAMPLING)
+            advance(tiny_var, state, step)
     assert state.kv[0].length == 1 + 4 + 9 + 8
     made = make(tiny_var, *steps)
     assert torch.isfinite(made.images).all()
@@ -162,14 +171,14 @@ def test_a_fork_goes_its_own_way(tiny_var: VAR) -> None:
     state = start(tiny_var, conditioning, exact, [4, 5])
     with torch.inference_mode():
         for step in exact[:2]:
-            advance(tiny_var, state, step, SAMPLING)
+            advance(tiny_var, state, step)
         twin = state.fork()
         for step in dropped[2:]:
-            advance(tiny_var, twin, step, SAMPLING)
+            advance(tiny_var, twin, step)
         for step in exact[2:]:
-            advance(tiny_var, state, step, SAMPLING)
-    want = generate(tiny_var, conditioning, exact, SAMPLING, [4, 5])
-    other = generate(tiny_var, conditioning, dropped, SAMPLING, [4, 5])
+            advance(tiny_var, state, step)
+    want = generate(tiny_var, conditioning, exact, seed=[4, 5])
+    other = generate(tiny_var, conditioning, dropped, seed=[4, 5])
     torch.testing.assert_close(state.canvas, want.canvas, atol=1e-5, rtol=0)
     torch.testing.assert_close(twin.canvas, other.canvas, atol=1e-5, rtol=0)
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import advance, generate, start
-from stagevar_runtime.loop.plan import GroupStep, Plan, TokenStep, compile_plan, plan_for
+from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for
 from stagevar_runtime.model.kvcache import KVCache
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec, split_depth
 from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.options.groups import GroupStep, TokenStep
 from stagevar_runtime.profile import PlanStep, TokenOption
 from stagevar_runtime.profile.presets import PRESETS, preset
 
@@ -210,7 +211,7 @@ def test_any_valid_plan_compiles_runs_and_keeps_its_promises(
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(KVCache, "_grow", count)
         for step in plan:
-            advance(tiny_var, state, step, SAMPLING)
+            advance(tiny_var, state, step)
             assert all(cache.length <= step.capacity for cache in state.kv) or step.run == "skip"
     assert all(grown.count(cache) <= len(set(rows)) for cache in grown)  # once for each row count
     assert torch.isfinite(state.canvas).all()
@@ -257,8 +258,8 @@ def test_presets_run(name: str, tiny_var: VAR) -> None:
     steps = preset(name, tiny_var.info, tiny_var.scales())
     plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), SAMPLING)
     conditioning = tiny_var.condition(labels=[0, 1])
-    made = generate(tiny_var, conditioning, plan, SAMPLING, [1, 2])
-    exact = generate(tiny_var, conditioning, None, SAMPLING, [1, 2])
+    made = generate(tiny_var, conditioning, plan, seed=[1, 2])
+    exact = generate(tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=[1, 2])
     assert torch.isfinite(made.images).all() and not torch.equal(made.images, exact.images)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.model.sampling import Noise, Sampling, draw, mask_logits
+from stagevar_runtime.model.sampling import Noise, ScaleSampling, draw, mask_logits
 
 CPU = torch.device("cpu")
 
@@ -57,27 +57,27 @@ def test_ties_with_the_kth_stay_and_the_likeliest_always_does() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([0.1, 0.2, 0.7]).log().expand(1, 6000, 3)
-    ids = draw(logits, Sampling(), Noise([5], 1, CPU), 0)
+    ids = draw(logits, ScaleSampling(), Noise([5], 1, CPU), 0).ids
     shares = torch.bincount(ids.flatten(), minlength=3) / 6000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.03, rtol=0)
 
 
 def test_noise_of_an_image_is_coupled_to_its_seed_and_scale_alone() -> None:
     logits = torch.zeros(2, 40, 30)
-    both = draw(logits, Sampling(), Noise([5, 6], 2, CPU), 3)
+    both = draw(logits, ScaleSampling(), Noise([5, 6], 2, CPU), 3).ids
     late = Noise([6], 1, CPU)
-    draw(logits[:1], Sampling(), late, 1)  # what was drawn before does not matter
-    assert torch.equal(draw(logits[:1], Sampling(), late, 3)[0], both[1])
+    draw(logits[:1], ScaleSampling(), late, 1)  # what was drawn before does not matter
+    assert torch.equal(draw(logits[:1], ScaleSampling(), late, 3).ids[0], both[1])
     assert not torch.equal(both[0], both[1])
-    assert not torch.equal(draw(logits[:1], Sampling(), late, 4)[0], both[1])
+    assert not torch.equal(draw(logits[:1], ScaleSampling(), late, 4).ids[0], both[1])
 
 
 def test_coupled_draws_differ_only_where_the_distribution_does() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 400, 8, generator=generator)
     other = logits + 0.01 * torch.randn(1, 400, 8, generator=generator)
-    a, b = (draw(x, Sampling(), Noise([5], 1, CPU), 0) for x in (logits, other))
-    c = draw(logits, Sampling(), Noise([6], 1, CPU), 0)
+    a, b = (draw(x, ScaleSampling(), Noise([5], 1, CPU), 0).ids for x in (logits, other))
+    c = draw(logits, ScaleSampling(), Noise([6], 1, CPU), 0).ids
     assert (a != b).float().mean() < 0.05 < (a != c).float().mean()
 
 
@@ -87,17 +87,17 @@ def test_one_seed_draws_as_one_generator_for_the_batch() -> None:
     plain = torch.Generator().manual_seed(7)
     for scale in (0, 1):
         want = torch.multinomial(logits.softmax(-1).view(-1, 9), 1, True, generator=plain)
-        assert torch.equal(draw(logits, Sampling(), noise, scale), want.view(2, 5))
+        assert torch.equal(draw(logits, ScaleSampling(), noise, scale).ids, want.view(2, 5))
 
 
 def test_a_fork_draws_the_same_from_here() -> None:
     logits = torch.zeros(2, 5, 9)
     for seed in (7, [7, 8]):
         noise = Noise(seed, 2, CPU)
-        draw(logits, Sampling(), noise, 0)
+        draw(logits, ScaleSampling(), noise, 0)
         twin = noise.fork()
-        first = draw(logits, Sampling(), noise, 1)
-        assert torch.equal(draw(logits, Sampling(), twin, 1), first)
+        first = draw(logits, ScaleSampling(), noise, 1).ids
+        assert torch.equal(draw(logits, ScaleSampling(), twin, 1).ids, first)
 
 
 def test_derived_streams_are_apart() -> None:

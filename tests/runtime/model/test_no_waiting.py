@@ -81,7 +81,7 @@ def loop(monkeypatch, model: ScaleModel, steps: list[PlanStep], seed, settings=S
     state = start(model, condition(model), plan, seed)
     with torch.inference_mode(), no_waiting(monkeypatch):
         for step in plan:
-            advance(model, state, step, settings)
+            advance(model, state, step)
     assert torch.isfinite(state.canvas).all()
 
 

@@ -29,7 +29,9 @@ def test_var_smooths_as_published(tiny_var: VAR) -> None:
 
     sampling = replace(SAMPLING, smooth_from=0)
     inputs = tiny_var.condition(labels=[1])
-    made = engine.generate(tiny_var, inputs, None, sampling, 9, observer=Watch())
+    made = engine.generate(
+        tiny_var, inputs, plan_for(tiny_var, (), sampling), seed=9, observer=Watch()
+    )
     rng = torch.Generator().manual_seed(9)
     canvas = torch.zeros(1, 32, 4, 4)
     for k, side in enumerate(tiny_var.config.sides):
@@ -49,20 +51,24 @@ def test_dropped_guidance_is_not_smoothed(tiny_var: VAR) -> None:
     smooth = replace(SAMPLING, smooth_from=0)
     steps = [PlanStep(scale=2, guidance="cond")]
     plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), smooth)
-    assert [step.smooth for step in plan] == [True, True, False, False]
+    assert [step.sampling.smooth for step in plan] == [True, True, False, False]
     off = plan_for(tiny_var, (), replace(smooth, guidance=0.0))
-    assert all(step.branches == ("cond",) and step.smooth for step in off)
+    assert all(step.branches == ("cond",) and step.sampling.smooth for step in off)
 
 
 def test_top_k_of_each_scale(tiny_var: VAR) -> None:
     inputs = tiny_var.condition(labels=[1, 2])
-    greedy = engine.generate(tiny_var, inputs, None, replace(SAMPLING, top_k=1), 1)
+    greedy = engine.generate(
+        tiny_var, inputs, plan_for(tiny_var, (), replace(SAMPLING, top_k=1)), seed=1
+    )
     mixed = replace(SAMPLING, top_k=(1, 1, 1, 20))
-    made = engine.generate(tiny_var, inputs, None, mixed, 1)
+    made = engine.generate(tiny_var, inputs, plan_for(tiny_var, (), mixed), seed=1)
     assert all(torch.equal(made.ids[k], greedy.ids[k]) for k in range(3))
     assert not torch.equal(made.ids[3], greedy.ids[3])
     with pytest.raises(StagevarError, match="got 2 values of top_k, none for scale 2"):
-        engine.generate(tiny_var, inputs, None, replace(SAMPLING, top_k=(1, 1)), 1)
+        engine.generate(
+            tiny_var, inputs, plan_for(tiny_var, (), replace(SAMPLING, top_k=(1, 1))), seed=1
+        )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_a_published_drop_can_be_moved_by_a_plan(tiny_var: VAR, off: int) -> Non
     plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), sampling)
     assert [len(step.branches) for step in plan] == ([2, 2, 1, 1] if off else [1] * 4)
     assert plan[2].temperature == 0.7 and plan[3].temperature == 0.5
-    made = engine.generate(tiny_var, tiny_var.condition(labels=[0]), exact, sampling, 1)
+    made = engine.generate(tiny_var, tiny_var.condition(labels=[0]), exact, seed=1)
     assert torch.isfinite(made.images).all()
 
 

@@ -15,7 +15,7 @@ from stagevar_runtime import Sampling
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import advance, generate, start
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import ScaleSpec
 from stagevar_runtime.options.guidance import combine
 from stagevar_runtime.options.tokens import resize
@@ -67,8 +67,7 @@ def test_equals_full_guidance_where_the_difference_stays(
             model,
             conditioning,
             compile_plan(steps, model.info, model.scales(), SAMPLING),
-            SAMPLING,
-            [5, 6],
+            seed=[5, 6],
         )
         for steps in (warm, delta)
     ]
@@ -79,11 +78,11 @@ def test_equals_full_guidance_where_the_difference_stays(
 
 def test_logits_are_cond_plus_the_resized_difference(tiny_var: VAR) -> None:
     conditioning = tiny_var.condition(labels=[0, 3])
-    ids = generate(tiny_var, conditioning, None, SAMPLING, 1).ids
-    full = engine.replay(tiny_var, conditioning, ids, sampling=SAMPLING)
+    ids = generate(tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=1).ids
+    full = engine.replay(tiny_var, conditioning, ids, plan_for(tiny_var, (), SAMPLING))
     steps = PlanStep(scale=2, guidance="delta", guidance_scale=3.0), PlanStep(scale=3)
     plan = compile_plan(steps, tiny_var.info, tiny_var.scales(), SAMPLING)
-    got = engine.replay(tiny_var, conditioning, ids, plan, sampling=SAMPLING)
+    got = engine.replay(tiny_var, conditioning, ids, plan)
     assert [len(logits) for logits in got.logits] == [4, 4, 2, 2]
     cond, null = full.logits[1].chunk(2)
     gap = cond - null  # 2x2
@@ -96,7 +95,7 @@ def test_bits_have_a_difference_each() -> None:
     model = tiny_infinity()
     scales, sampling = model.scales(), model.default_sampling
     conditioning = model.condition(**prompts((3, 5)))
-    ids = generate(model, conditioning, None, sampling, 1).ids
+    ids = generate(model, conditioning, plan_for(model, (), sampling), seed=1).ids
     full = engine.replay(model, conditioning, ids)
     last = len(scales) - 1
     step = PlanStep(scale=last, guidance="delta", temperature=2.0)
@@ -120,14 +119,14 @@ def test_halves_the_rows_and_survives_a_fork(tiny_var: VAR) -> None:
     state = start(tiny_var, conditioning, plan, [4, 5])
     with torch.inference_mode():
         for step in plan[:2]:
-            advance(tiny_var, state, step, SAMPLING)
+            advance(tiny_var, state, step)
         twin = state.fork()
         for step in compile_plan((), tiny_var.info, tiny_var.scales(), SAMPLING)[2:]:
-            advance(tiny_var, twin, step, SAMPLING)
+            advance(tiny_var, twin, step)
         for step in plan[2:]:
-            advance(tiny_var, state, step, SAMPLING)
-    want = generate(tiny_var, conditioning, plan, SAMPLING, [4, 5])
-    exact = generate(tiny_var, conditioning, None, SAMPLING, [4, 5])
+            advance(tiny_var, state, step)
+    want = generate(tiny_var, conditioning, plan, seed=[4, 5])
+    exact = generate(tiny_var, conditioning, plan_for(tiny_var, (), SAMPLING), seed=[4, 5])
     torch.testing.assert_close(state.canvas, want.canvas, atol=1e-5, rtol=0)
     torch.testing.assert_close(twin.canvas, exact.canvas, atol=1e-5, rtol=0)
     assert state.kv[0].k is not None and state.kv[0].k.shape[0] == 2

@@ -15,7 +15,7 @@ from conftest import prompts, tiny_infinity
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from stagevar_runtime import families, load
+from stagevar_runtime import load
 from stagevar_runtime.errors import ProfileError, ProfileMismatchError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.kernels.linear import linear
@@ -78,7 +78,7 @@ def logits(model: Any, conditioning: Conditioning, ids: list, *steps: PlanStep) 
 def test_all_directions_are_the_exact_path(drawn: Any, basis: str) -> None:
     model, conditioning = drawn
     last = len(model.scales()) - 1
-    model.features.use(some_bases(model, model.info.width, (last,)))
+    model.low_rank.use(some_bases(model, model.info.width, (last,)))
     ids = made(model, conditioning).ids
     option = FeatureOption(rank=model.info.width, basis=basis, layers=tuple(model.info.layers))
     exact = logits(model, conditioning, ids)[last]
@@ -159,8 +159,8 @@ def test_only_layers_that_become_cheaper(tiny_var: VAR) -> None:
     def layers(rank: int) -> tuple[str, ...]:
         step = PlanStep(scale=2, features=FeatureOption(rank=rank, basis="random"))
         plan = compile_plan([step], tiny_var.info, tiny_var.scales(), tiny_var.default_sampling)
-        assert [s.features is None for s in plan] == [True, True, False, True]
-        return plan[2].features.layers  # type: ignore[union-attr]
+        assert [s.low_rank is None for s in plan] == [True, True, False, True]
+        return plan[2].low_rank.layers  # type: ignore[union-attr]
 
     assert layers(31) == ("qkv", "proj", "fc1")
     assert layers(32) == ("qkv", "fc1")
@@ -191,15 +191,13 @@ def test_what_cannot_be_is_refused(tiny_var: VAR) -> None:
         FeatureOption(rank=8, basis="pca", seed=1)
 
 
-def test_capabilities_name_the_families_with_features(tiny_var: VAR) -> None:
-    able = [name for name, family in families().items() if family.capabilities.features]
-    assert able == ["var", "infinity"]
+def test_models_name_the_layers_that_can_be_narrowed(tiny_var: VAR) -> None:
     assert tiny_var.info.layers == {"qkv": 192, "proj": 64, "fc1": 256}
     assert [*tiny_infinity().info.layers] == ["qkv", "proj", "text_q", "text_proj", "fc1"]
 
 
 def test_a_missing_basis_is_said_before_the_loop(tiny_var: VAR) -> None:
-    tiny_var.features.use(some_bases(tiny_var, 16, (2,)))
+    tiny_var.low_rank.use(some_bases(tiny_var, 16, (2,)))
     conditioning = tiny_var.condition(labels=torch.tensor([0]))
     for scale, rank in ((3, 16), (2, 17)):
         option = FeatureOption(rank=rank, basis="pca")
@@ -218,7 +216,7 @@ def test_the_first_bases_that_hold_enough_are_used(tiny_var: VAR) -> None:
     conditioning = tiny_var.condition(labels=torch.tensor([0, 1, 2]))
 
     def images(rank: int, *bases: Bases) -> torch.Tensor:
-        tiny_var.features.use(*bases)
+        tiny_var.low_rank.use(*bases)
         step = PlanStep(scale=3, features=FeatureOption(rank=rank, basis="pca"))
         return made(tiny_var, conditioning, step).images
 
@@ -238,7 +236,7 @@ def test_random_directions_are_orthonormal_and_seeded(tiny_var: VAR) -> None:
         return made(tiny_var, conditioning, PlanStep(scale=3, features=option)).images
 
     assert torch.equal(images(1), images(1)) and not torch.equal(images(1), images(2))
-    at = tiny_var.features.at(3, next(iter(tiny_var.features._made))[0])
+    at = tiny_var.low_rank.at(3, next(iter(tiny_var.low_rank._made))[0])
     assert not torch.equal(at[0]["qkv"].down, at[1]["qkv"].down)  # a group each
 
 
@@ -294,7 +292,7 @@ def test_the_bases_are_found_beside_the_profile(tiny_files: Path) -> None:
     bases = some_bases(pipeline.model, 16, (3,))
     beside.write_bytes(bases.dump(pipeline.fingerprint.weights))
     found = load(tiny_files, device="cpu")
-    pipeline.model.features.use(bases)  # type: ignore[attr-defined]
+    pipeline.model.low_rank.use(bases)  # type: ignore[attr-defined]
     pipeline.enable(steps)
     a, b = (p.generate(labels=[0, 1], seed=[1, 2]).images for p in (found, pipeline))
     torch.testing.assert_close(a, b, atol=2e-2, rtol=0)  # half precision apart
@@ -330,6 +328,6 @@ def test_bases_in_a_folder_are_no_weights(tmp_path: Path, tiny_files: Path) -> N
 def test_summary_says_what_was_not_narrowed(tiny_var: VAR) -> None:
     step = PlanStep(scale=2, features=FeatureOption(rank=40, basis="random", seed=3))
     plan = compile_plan([step], tiny_var.info, tiny_var.scales(), tiny_var.default_sampling)
-    row = summary_row(plan[2], 1.0, 2)
+    row = summary_row(tiny_var, plan[2], 1.0, 2)
     assert (row.asked, "features 40 random in qkv fc1" in row.done) == ("rank 40 random", True)
-    assert replace(plan[2], features=None) != plan[2] and hash(plan[2])
+    assert replace(plan[2], layers=()) != plan[2] and hash(plan[2])

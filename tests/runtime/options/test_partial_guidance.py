@@ -17,7 +17,7 @@ from stagevar_probe.measure.flops import plan_flops
 from stagevar_runtime import load
 from stagevar_runtime.loop import engine
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
 from stagevar_runtime.options.selectors import SELECTORS
 from stagevar_runtime.options.tokens import Selector, resize, squared_norm, take
@@ -79,10 +79,10 @@ def test_logits_are_guided_where_guidance_moved_most(made: Made, monkeypatch, be
 
     def replayed(*steps: PlanStep, ids=None) -> engine.Replay:
         plan = compile_plan([*skip, *steps], model.info, scales, sampling)
-        return engine.replay(model, inputs, ids, plan, sampling=sampling)
+        return engine.replay(model, inputs, ids, plan)
 
     at = last - len(skip)  # among the scales that run
-    ids = generate(model, inputs, None, sampling, 1).ids
+    ids = generate(model, inputs, plan_for(model, (), sampling), seed=1).ids
     full = replayed(ids=ids)
     step = PlanStep(scale=last, null_keep=0.4, guidance_scale=3.0, temperature=temperature)
     got = replayed(*earlier, step, ids=ids)
@@ -118,8 +118,8 @@ def test_all_tokens_is_the_exact_path(made: Made) -> None:
     plan = compile_plan(
         [PlanStep(scale=last_map(model), null_keep=1.0)], model.info, scales, sampling
     )
-    whole = generate(model, inputs, plan, sampling, [4, 5])
-    exact = generate(model, inputs, None, sampling, [4, 5])
+    whole = generate(model, inputs, plan, seed=[4, 5])
+    exact = generate(model, inputs, plan_for(model, (), sampling), seed=[4, 5])
     assert torch.equal(whole.images, exact.images) and not any(step.null_tokens for step in plan)
 
 
@@ -131,9 +131,9 @@ def test_a_batch_equals_one_at_a_time(made: Made) -> None:
     steps = [PlanStep(scale=k, null_keep=0.5) for k in late]
     plan = compile_plan(steps, model.info, scales, sampling)
     assert [step.scale.index for step in plan if step.null_tokens] == list(late)
-    both = generate(model, inputs, plan, sampling, [4, 5])
+    both = generate(model, inputs, plan, seed=[4, 5])
     for i in range(2):
-        one = generate(model, inputs[[i]], plan, sampling, [4 + i])
+        one = generate(model, inputs[[i]], plan, seed=[4 + i])
         torch.testing.assert_close(one.images[0], both.images[i], atol=1e-4, rtol=0)
 
 

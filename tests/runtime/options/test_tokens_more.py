@@ -18,9 +18,11 @@ from stagevar_runtime import Sampling
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.families.infinity.model import Infinity
 from stagevar_runtime.families.var import VAR
+from stagevar_runtime.loop.backward import storing
 from stagevar_runtime.loop.engine import Generation, advance, generate, start
-from stagevar_runtime.loop.plan import GroupStep, TokenStep, compile_plan, storing
+from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
+from stagevar_runtime.options.groups import GroupStep, TokenStep
 from stagevar_runtime.options.selectors import SELECTORS, select
 from stagevar_runtime.options.sketch import pivots
 from stagevar_runtime.options.tokens import TokenContext
@@ -130,7 +132,7 @@ def plan_of(model: VAR, *steps: PlanStep):
 
 def make(model: VAR, *steps: PlanStep) -> Generation:
     conditioning = model.condition(labels=[0, 1])
-    return generate(model, conditioning, plan_of(model, *steps), SAMPLING, [3, 4])
+    return generate(model, conditioning, plan_of(model, *steps), seed=[3, 4])
 
 
 def reduced(keep, select="deviation", restore="delta-cache", span="block", scale=4) -> PlanStep:
@@ -155,7 +157,7 @@ def test_cutting_groups_changes_nothing(deep_var: VAR) -> None:
     assert len(cut[0].groups) > len(exact[0].groups)
     conditioning = deep_var.condition(labels=[0, 1])
     for plan in (exact, cut):
-        made = generate(deep_var, conditioning, plan, SAMPLING, [3, 4])
+        made = generate(deep_var, conditioning, plan, seed=[3, 4])
         assert torch.equal(made.images, make(deep_var).images)
 
 
@@ -184,7 +186,7 @@ def test_block_spans_run(deep_var: VAR, select: str) -> None:
     state = start(deep_var, deep_var.condition(labels=[0, 1]), plan, [1, 2])
     with torch.inference_mode():
         for step in plan:
-            advance(deep_var, state, step, SAMPLING)
+            advance(deep_var, state, step)
     assert [cache.length for cache in state.kv] == [
         14 + 10 + kept for kept in (25, 12, 8, 8, 12, 25)
     ]
@@ -230,7 +232,7 @@ def test_blocks_see_true_positions_in_infinity() -> None:
     last = len(scales) - 1
     option = TokenOption(keep=0.3, select="pivot", restore="lift", span="block")
     plan = compile_plan([PlanStep(scale=last, tokens=option)], model.info, scales, sampling)
-    made = generate(model, conditioning, plan, sampling, [1, 2], scales)
+    made = generate(model, conditioning, plan, seed=[1, 2])
     assert torch.isfinite(made.images).all() and len(positions) == model.info.depth
     assert all((p.diff(dim=1) > 0).all() and p.max() < scales[last].tokens for p in positions)
     assert any(p.max() >= p.shape[1] for p in positions)

@@ -15,7 +15,7 @@ from stagevar_runtime import Profile, Sampling, load
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.families.infinity.sizes import SIZES, with_random_weights, without_weights
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.profile import (
     CreatedBy,
     ModelRef,
@@ -149,5 +149,7 @@ def test_a_model_of_random_weights_generates(monkeypatch) -> None:
         "tiny", torch.device("cpu"), torch.float32, options={"size": "0.06M"}
     )
     scales = made.scales()[:2]
-    images = engine.generate(made, made.condition(**prompts((3,), 2048)), None, None, 0, scales)
+    images = engine.generate(
+        made, made.condition(**prompts((3,), 2048)), plan_for(made, scales=scales), seed=0
+    )
     assert images.images.shape == (1, 3, 32, 32) and torch.isfinite(images.images).all()

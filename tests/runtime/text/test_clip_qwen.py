@@ -15,6 +15,7 @@ from stagevar_runtime.errors import CheckpointError, StagevarError
 from stagevar_runtime.families.hart import HART
 from stagevar_runtime.families.star import STAR
 from stagevar_runtime.loop import engine
+from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.text import ClipEncoder, QwenEncoder
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_clip_features_fit_star() -> None:
     model = STAR.from_tensors(*star_states(), CPU, torch.float32, options)
     encoder = ClipEncoder.star(device="cpu", load=lambda source: (Words(), Encoder(24)))
     inputs = model.condition(**encoder.encode(["a red cube", "a ball"]))
-    made = engine.generate(model, inputs, None, Sampling(guidance=3.0), [1, 2])
+    made = engine.generate(model, inputs, plan_for(model, (), Sampling(guidance=3.0)), seed=[1, 2])
     assert torch.isfinite(made.images).all()
 
 
@@ -95,7 +96,9 @@ def test_qwen_reads_the_system_prompt_and_cuts_it_off() -> None:
         alone["context"][..., 2] + 4, after["context"][..., 2]
     )  # seen with four more
     model = HART.from_tensors(*hart_states(tokens=7), CPU, torch.float32, {})
-    made = engine.generate(model, model.condition(**after), None, Sampling(guidance=3.0), [1, 2])
+    made = engine.generate(
+        model, model.condition(**after), plan_for(model, (), Sampling(guidance=3.0)), seed=[1, 2]
+    )
     assert torch.isfinite(made.images).all()
 
 

@@ -34,7 +34,7 @@ demo-t2i: venv
 
 # pytest's own summary is the last line: coverage reports before it.
 test: venv
-	@$(BIN)/python -m pytest $(addprefix --cov=,$(PACKAGES)) \
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(addprefix --cov=,$(PACKAGES)) \
 		--cov-report=term:skip-covered --cov-fail-under=85
 
 lint: venv

@@ -13,6 +13,7 @@ import logging
 from .errors import (
     CalibrationError,
     CheckpointError,
+    NotFiniteError,
     ProfileError,
     ProfileMismatchError,
     StagevarError,
@@ -31,6 +32,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "Generation",
+    "NotFiniteError",
     "Observer",
     "Pipeline",
     "Profile",

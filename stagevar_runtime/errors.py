@@ -35,6 +35,10 @@ class CheckpointError(StagevarError):
     exit_code = 1
 
 
+class NotFiniteError(StagevarError):
+    """A generation overflowed: logits, canvas or picture hold NaN or infinity."""
+
+
 class ProfileError(StagevarError):
     """A profile cannot be read, or asks for something that cannot be done."""
 

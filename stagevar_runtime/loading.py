@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .accelerate.modes import accelerate
 from .checkpoint.reader import SUFFIXES, Checkpoint, check_finite, open_checkpoint
 from .errors import CheckpointError, StagevarError
 from .families import Family, recognise
+from .model.surroundings import undisturbed
 from .pipeline import Pipeline
 from .profile.schema import Profile
 from .source import Source, checked_device, main_checkpoints, saved_options
@@ -52,6 +54,36 @@ def load(
         UnsupportedModelError: no known family recognises it.
         ProfileError: the profile is broken; ProfileMismatchError: it is another model's.
     """
+    again: Callable[[], Pipeline] = partial(
+        load,
+        *(checkpoint, tokenizer, device, dtype),
+        profile=None,
+        options=options,
+        text_encoder=text_encoder,
+        compile=compile,
+    )
+    with undisturbed(), torch.inference_mode(False), torch.no_grad():
+        pipeline = _load(
+            *(checkpoint, tokenizer, device, dtype, profile, strict, options or {}),
+            text_encoder=text_encoder,
+            compile=compile,
+        )
+    pipeline.again = again
+    return pipeline
+
+
+def _load(
+    checkpoint: str | Path,
+    tokenizer: str | Path | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    profile: str | Path | Profile | None,
+    strict: bool,
+    options: Mapping[str, Any],
+    *,
+    text_encoder: str | Path | Encode | None,
+    compile: str,
+) -> Pipeline:
     device = checked_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     checkpoint = _model_path(Path(checkpoint))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from .accelerate.modes import Acceleration, accelerate
+from .carried import carried
 from .diffusers_style import DiffusersStyle
 from .errors import ProfileError, StagevarError
 from .loop import engine
 from .loop.engine import Generation
 from .loop.plan import EXACT, Plan, plan_for
+from .model.inputs import check_per_scale, shown
+from .model.inputs import prompts as checked_prompts
 from .model.lru import LRU
 from .model.protocol import Conditioning, ScaleModel, ScaleSpec
 from .model.sampling import Sampling
+from .model.surroundings import undisturbed
 from .options.layers import forget, stand_ins
 from .options.low_rank import Bases, bases_path, low_rank_of
 from .profile.discovery import Found, check_match, find_profile, profile_path
@@ -57,6 +61,8 @@ class Pipeline(DiffusersStyle):
         self.profile_source = "none"
         self.plan_name = EXACT
         self.notes: list[str] = []
+        self.again: Callable[[], Pipeline] | None = None
+        self._profile_path = MEMORY
         self.fast = Acceleration()
         self._firsts: LRU[float] = LRU(SHAPES_KEPT)
         self._first_ms = self._last_ms = 0.0
@@ -100,6 +106,7 @@ class Pipeline(DiffusersStyle):
             repair=f"stagevar-probe calibrate {self.path}",
         )
         self.use_bases(found.profile, found.path)
+        self._profile_path = found.path
         name = plan or found.profile.default_plan
         self._set(tuple(found.profile.plan(name).steps), name)
         self.profile, self.profile_source = found.profile, f"{found.path} ({found.how})"
@@ -207,6 +214,8 @@ class Pipeline(DiffusersStyle):
 
     def sampling(self, given: Sampling | None = None, **changes: Any) -> Sampling:
         """What was given, the profile's settings, or the family's published ones, with changes."""
+        if given is not None and not isinstance(given, Sampling):
+            raise StagevarError(f"sampling is {shown(given)}, expected a Sampling")
         base = given or self.model.default_sampling
         if given is None and self.profile is not None and self.profile.calibration is not None:
             used = self.profile.calibration
@@ -230,20 +239,21 @@ class Pipeline(DiffusersStyle):
         seed: int | Sequence[int] = 0,
         guidance: float | Sequence[float] | None = None,
         temperature: float | None = None,
-        top_k: int | None = None,
+        top_k: int | Sequence[int] | None = None,
         top_p: float | None = None,
         sampling: Sampling | None = None,
         observer: engine.Observer | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         **inputs: Any,
     ) -> Generation:
         """Generate one batch.
 
         Args:
             seed: one number for the batch (as published), or one an image.
-            guidance, temperature, top_k, top_p: None keeps the profile's or family's setting;
-                guidance may be one number a scale.
-            prompts: what to draw, for families that read text (or pass their features below).
+            guidance, temperature, top_k, top_p: None keeps the profile's or family's setting. A
+                list for guidance or top_k is one number per scale, never per image.
+            prompts: what to draw, a string or several, for families that read text (or pass their
+                features below).
             sampling: all settings at once, those of no argument above included (smoothed codes,
                 a published drop of guidance); None is the profile's or family's.
             inputs: what the family conditions on (VAR: ``labels``, ``(B,)`` integers), and for
@@ -251,7 +261,29 @@ class Pipeline(DiffusersStyle):
 
         Returns:
             A Generation with ``images`` ``(B, 3, H, W)`` RGB in [0, 1].
+
+        Raises:
+            StagevarError: an argument is wrong; names it.
+            NotFiniteError: the model overflowed.
         """
+        with undisturbed():
+            return self._generate(
+                *(seed, sampling, observer, prompts, inputs),
+                guidance=guidance,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            )
+
+    def _generate(
+        self,
+        seed: Any,
+        sampling: Sampling | None,
+        observer: engine.Observer | None,
+        prompts: Any,
+        inputs: dict[str, Any],
+        **changes: Any,
+    ) -> Generation:
         info = self.model.info
         begun = time.perf_counter()
         if prompts is not None:
@@ -266,11 +298,10 @@ class Pipeline(DiffusersStyle):
                 f"{', '.join((*info.inputs, *info.optional_inputs, *info.sizes))}"
             )
         scales = self.model.scales(**size)
-        if guidance is not None and not isinstance(guidance, (int, float)):
-            guidance = tuple(guidance)
-        sampling = self.sampling(
-            sampling, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
-        )
+        sampling = self.sampling(sampling, **changes)
+        for name in ("guidance", "top_k"):
+            if changes[name] is not None:
+                check_per_scale(name, getattr(sampling, name), len(scales))
         plan = self._compile(self._steps_for(scales), scales, sampling)
         begun = time.perf_counter()
         made = self.fast.attempt(
@@ -289,6 +320,16 @@ class Pipeline(DiffusersStyle):
         self._last = made
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it was loaded from (:mod:`.carried`). Raises StagevarError."""
+        return carried(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        if state["profile"] is not None:
+            self.use_bases(state["profile"], state["_profile_path"])
+        self._set(state["_steps"], state["plan_name"])
+        self.__dict__.update(state)
+
     def remake(self, device: torch.device, dtype: torch.dtype) -> None:
         """The model once more, from its files; profile, plan, bases and mode stay as they are."""
         model = self.source.build(device, dtype)
@@ -298,8 +339,8 @@ class Pipeline(DiffusersStyle):
         self.fast = accelerate(model, self.fast.mode)
         self._set(self._steps, self.plan_name)
 
-    def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts as the inputs of the model's ``condition``.
+    def read(self, prompts: str | Sequence[str]) -> dict[str, Tensor]:
+        """Prompts, a string or several, as the inputs of the model's ``condition``.
 
         Raises:
             StagevarError: the family draws from labels, or its encoder cannot be had.
@@ -309,12 +350,13 @@ class Pipeline(DiffusersStyle):
                 f"got prompts, but the {self.model.info.family} family draws from "
                 f"{', '.join(self.model.info.inputs)}"
             )
+        texts = checked_prompts(prompts)
         if not self.offloads:
-            return dict(self.encode(list(prompts)))
+            return dict(self.encode(texts))
         assert isinstance(self.encode, TextEncoder)
         self.encode.to(self.model.device)
         try:
-            return dict(self.encode(list(prompts)))
+            return dict(self.encode(texts))
         finally:
             self.encode.to(torch.device("cpu"))
 

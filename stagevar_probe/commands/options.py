@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,9 +16,7 @@ from typing import Any, TypeVar
 
 import click
 import torch
-import yaml
 
-from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.loading import load
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.pipeline import Pipeline
@@ -211,16 +210,28 @@ def default_count(model: ScaleModel, held_out: bool = False) -> int:
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; numbers, true and false become what they look like.
+    """``NAME=VALUE`` pairs: whole numbers as such, everything else as text, for the family to read.
+
+    So ``1_2_3`` is no number, ``16:9`` no time of day and ``no`` no truth value before it is asked.
 
     Raises:
-        StagevarError: no ``=`` in one of them.
+        click.UsageError: no ``=`` in one of them, or a name twice.
     """
-    parts = [text.partition("=") for text in pairs]
-    for name, sign, value in parts:
-        if not (name and sign and value):
-            raise StagevarError(f"got --option {name}{sign}{value}, expected NAME=VALUE")
-    return {name: yaml.safe_load(value) for name, _, value in parts}
+    found: dict[str, Any] = {}
+    for text in pairs:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value.strip()):
+            raise click.UsageError(f"got --option {text}, expected NAME=VALUE")
+        if name in found:
+            raise click.UsageError(f"got --option {name} twice, expected it once")
+        found[name] = _number(value.strip())
+    return found
+
+
+def _number(text: str) -> Any:
+    if re.fullmatch(r"[-+]?\d{1,18}", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[-+]?\d{0,18}\.\d{1,18}", text) else text
 
 
 @dataclass(frozen=True)

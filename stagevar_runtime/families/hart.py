@@ -22,6 +22,7 @@ from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import Residual
+from ..model.inputs import finite, tensor
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -278,7 +279,8 @@ class HART(CodebookModel):
         Raises:
             StagevarError: a shape is wrong or a prompt has no token.
         """
-        batch, tokens = context.shape[0], self.config.context_tokens
+        context = tensor("context", context)
+        batch, tokens = context.shape[0] if context.ndim else 0, self.config.context_tokens
         context = checked_text("context", context, batch, self.config.context_width)
         if context.shape[1] != tokens:
             raise StagevarError(
@@ -286,6 +288,7 @@ class HART(CodebookModel):
                 "the text is the model's first scale"
             )
         mask = checked_mask("mask", mask, context.shape[:2], batch).expand(batch, -1)
+        finite("context", context)  # padding too: the pooled text is the highest over all of it
         position = mask.long().cumsum(1) - 1
         first = torch.zeros_like(mask)
         first[:, 0] = True

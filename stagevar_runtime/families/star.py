@@ -10,7 +10,7 @@ row. Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C wid
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import PLAIN, Residual
+from ..model.inputs import integer, number, plain, sequence, shown
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -40,6 +41,7 @@ from .parts.text_inputs import additive, text_and_pooled
 from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4
+LONGEST = 1024  # tokens of a side at most
 SCHEDULES = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
@@ -94,9 +96,9 @@ class STARConfig:
                 sides=_schedule(None if levels is None else levels.shape[0], options),
                 l2_norm=scale_mul is not None,
                 levels=levels is not None,
-                logit_norm=bool(options.get("logit_norm", True)),
-                rope_norm=float(options.get("rope_norm", 64.0)),
-                rope_theta=float(options.get("rope_theta", 10000.0)),
+                logit_norm=_switch("logit_norm", options.get("logit_norm", True)),
+                rope_norm=_positive("rope_norm", options.get("rope_norm", 64.0)),
+                rope_theta=_positive("rope_theta", options.get("rope_theta", 10000.0)),
             )
         except KeyError as missing:
             raise CheckpointError(
@@ -123,24 +125,43 @@ def _schedule(scales: int | None, options: Mapping[str, Any]) -> tuple[int, ...]
     """The sides of all scales: given, of the resolution given, or guessed from their number."""
     resolution, sides = options.get("resolution"), options.get("patch_nums")
     if sides is None:
-        if resolution is not None and int(resolution) not in SCHEDULES:
-            raise StagevarError(f"resolution is {resolution!r}, expected 256, 512 or 1024")
+        if resolution is not None and str(plain(resolution)) not in map(str, SCHEDULES):
+            raise StagevarError(f"resolution is {shown(resolution)}, expected 256, 512 or 1024")
         known = {len(s): r for r, s in reversed(SCHEDULES.items())}
-        resolution = known.get(scales or 0) if resolution is None else int(resolution)
-        if resolution is None:
+        found = known.get(scales or 0) if resolution is None else int(plain(resolution))
+        if found is None:
             raise UnsupportedModelError(
                 f"STAR with {scales} scales: no published schedule has as many. "
                 "Pass options={'patch_nums': [1, 2, ...]}"
             )
-        sides = SCHEDULES[resolution]
-    if isinstance(sides, str):
-        sides = re.split(r"[_,\s]+", sides)
-    if not isinstance(sides, Sequence) or (scales is not None and len(sides) != scales):
+        sides = SCHEDULES[found]
+    said = re.split(r"[_,\s]+", sides.strip("[]() ")) if isinstance(sides, str) else sides
+    items = sequence(said)
+    if not items or (scales is not None and len(items) != scales):
         raise StagevarError(
-            f"the schedule is {sides!r}, expected a side for each of the {scales} scales that "
+            f"the schedule is {shown(sides)}, expected a side for each of the {scales} scales that "
             "lvl_embed holds"
         )
-    return tuple(int(side) for side in sides)
+    whole = [int(i) if isinstance(i, str) and i.isdecimal() and len(i) < 9 else i for i in items]
+    return tuple(integer(f"patch_nums[{k}]", i, 1, LONGEST) for k, i in enumerate(whole))
+
+
+def _switch(name: str, said: Any) -> bool:
+    """True or false, also as text."""
+    found = plain(said)
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(found, (bool, int)) and found in (0, 1):
+        return bool(found)
+    if isinstance(found, str) and found.lower() in words:
+        return words[found.lower()]
+    raise StagevarError(f"{name} is {shown(said)}, expected true or false")
+
+
+def _positive(name: str, said: Any) -> float:
+    try:
+        return number(name, float(said) if isinstance(said, str) else said, 0, open_low=True)
+    except ValueError as error:
+        raise StagevarError(f"{name} is {shown(said)}, expected a number above 0") from error
 
 
 class Block(nn.Module):

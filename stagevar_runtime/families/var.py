@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.weights import load_exactly
-from ..errors import CheckpointError, StagevarError
+from ..errors import CheckpointError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..kernels.norms import PLAIN, Residual
+from ..model.inputs import labels as checked_labels
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -228,13 +229,9 @@ class VAR(CodebookModel):
         )
         return cls(config, transformer.eval().requires_grad_(False), vqvae, dtype)
 
-    def condition(self, labels: Tensor) -> Conditioning:
-        """Class labels, ``(B,)`` integers in [0, classes)."""
-        labels = torch.as_tensor(labels, dtype=torch.long).flatten()
-        bad = labels[(labels < 0) | (labels >= self.config.classes)]
-        if labels.numel() == 0 or bad.numel():
-            got = bad.tolist() or "no label"
-            raise StagevarError(f"got {got}, expected labels from 0 to {self.config.classes - 1}")
+    def condition(self, labels: Any) -> Conditioning:
+        """Class labels in [0, classes): one, or any list, array or tensor of them."""
+        labels = checked_labels(labels, self.config.classes)
         null = torch.full_like(labels, self.config.classes)
         return Conditioning({"labels": labels}, {"labels": null})
 

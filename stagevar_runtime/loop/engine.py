@@ -15,8 +15,10 @@ from ..errors import StagevarError
 from ..model.kvcache import cache_bytes
 from ..model.protocol import Conditioning, ScaleModel, ScaleSpec, State
 from ..model.sampling import Drawn, Noise
+from ..model.surroundings import isolated
 from ..options.guidance import combine
 from ..options.layers import stand_ins
+from .finite import check_finite, decode_finite, refused_draws, watch
 from .plan import Plan, ScaleStep, plan_for
 from .scale import Network, Ran, Watch, look_back, prepare, run_step
 
@@ -124,7 +126,7 @@ class Networks(Protocol):
         """What runs the scales of ``plan`` from this fresh ``state``."""
 
 
-@torch.inference_mode()
+@isolated
 def generate(
     model: ScaleModel,
     conditioning: Conditioning,
@@ -142,6 +144,11 @@ def generate(
         seed: one number (the whole batch draws from one generator, as published) or one per image.
         observer: watches; the transformer then runs eagerly.
         graphs: records the transformer's work and replays it, where nobody watches.
+
+    The result is the same in any surroundings (:mod:`..model.surroundings`), of normal tensors.
+
+    Raises:
+        NotFiniteError: logits, canvas or images overflowed. Found when the loop is over.
     """
     plan = plan or plan_for(model)
     clock = Clock(model.device)
@@ -149,17 +156,19 @@ def generate(
     state = start(model, conditioning, plan, seed)
     timed = clock.timed(graphs.begin(state, plan) if graphs else run_step)
     ids, held = [], []
-    for step in plan:
-        drawn = advance(model, state, step, observer=observer or UNSEEN, network=timed)
-        if drawn is None:
-            clock.mark()  # no transformer either
-        else:
-            ids.append(drawn)
-        held.append(cache_bytes(state.kv))
-        clock.mark()
+    with refused_draws(model, state):
+        for step in plan:
+            drawn = advance(model, state, step, observer=observer or UNSEEN, network=timed)
+            if drawn is None:
+                clock.mark()  # no transformer either
+            else:
+                ids.append(drawn)
+            held.append(cache_bytes(state.kv))
+            clock.mark()
     state.kv, state.stored, state.null = [], {}, None  # their memory is free for the decoder
-    images = model.decode(state)
+    images = decode_finite(model, state)
     clock.mark()
+    check_finite(model, state)
     *spans, decode = clock.spans_ms()
     blocks, drawing = spans[::2], spans[1::2]
     return Generation(
@@ -175,7 +184,7 @@ def generate(
     )
 
 
-@torch.inference_mode()
+@isolated
 def replay(
     model: ScaleModel,
     conditioning: Conditioning,
@@ -188,7 +197,10 @@ def replay(
 
     ``logits`` has the cond rows, then the null rows. Skipped scales still take their entry of
     ``ids`` (it is ignored) and give no logits. ``seed`` matters where a family draws more than
-    ids (HART's diffusion stage).
+    ids (HART's diffusion stage). The same bits in any surroundings, as :func:`generate`.
+
+    Raises:
+        NotFiniteError: as :func:`generate`.
     """
     plan = plan or plan_for(model)
     if len(ids) != len(plan):
@@ -198,7 +210,9 @@ def replay(
     for step, given in zip(plan, ids, strict=True):
         given = _checked_ids(given, conditioning.batch, step.scale).to(model.device)
         advance(model, state, step, ids=given, observer=recorder)
-    return Replay(recorder.raw, recorder.guided, state.canvas, model.decode(state))
+    image = decode_finite(model, state)
+    check_finite(model, state)
+    return Replay(recorder.raw, recorder.guided, state.canvas, image)
 
 
 def start(
@@ -234,6 +248,7 @@ def advance(
     if difference is None:
         difference = look_back(state, step, logits)
     guided = combine(logits, step.weights, difference, step.temperature)
+    watch(state, f"the logits at scale {step.scale.index}", guided)
     observer.logits(state, step, logits, guided)
     drawn = model.sample(state, step.scale, guided, step.sampling) if ids is None else Drawn(ids)
     model.advance(state, step.scale, drawn)

@@ -158,7 +158,8 @@ class State:
     it, with that scale; it has no rows to drop. ``narrow`` says what stands in for the linear
     layers of each block at the scale that runs (:mod:`stagevar_runtime.options.low_rank`).
     ``null`` is the null branch where it sees part of the tokens: with keys and values of its own,
-    while this state goes on with cond. ``extra`` is the family's own, without rows.
+    while this state goes on with cond. ``extra`` is the family's own, without rows. ``sums`` are of
+    what must be finite, by what it is: on the device, read once when the loop is over.
     """
 
     scales: tuple[ScaleSpec, ...]
@@ -175,6 +176,7 @@ class State:
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, Any] | None = None
     null: State | None = None
+    sums: list[tuple[str, Tensor]] = field(default_factory=list)
 
     @property
     def guided(self) -> bool:
@@ -216,6 +218,7 @@ class State:
             noise=self.noise.fork(),
             stored=dict(self.stored),
             extra=dict(self.extra),
+            sums=list(self.sums),
             null=self.null and self.null.fork(),
         )
 

@@ -6,16 +6,22 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import StagevarError
 from ..kernels.mounted import NONE, Kernels
 from ..kernels.pairs import Pairs, draw_pairs
+from .inputs import integer, number, per_scale
+from .inputs import seeds as checked_seeds
 
 Call = tuple[tuple[int, ...], Callable[..., Tensor], tuple[int, ...]]  # key, how, shape
+
+_MT_START, _MT_WORDS = 24, 624  # where a CPU generator's state holds its Mersenne twister's
+COLDEST = 1e-6  # temperatures lie above it: colder ones overflow before they sharpen
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,19 @@ class Sampling:
     temperature_off: float | None = None
 
     def __post_init__(self) -> None:
-        for temperature in (self.temperature, self.temperature_off):
-            if temperature is not None and temperature <= 0:
-                raise StagevarError(f"temperature is {temperature}, expected above 0")
-        if not 0 <= self.top_p <= 1:
-            raise StagevarError(f"top_p is {self.top_p}, expected 0 to 1")
-        if min(self.top_k if isinstance(self.top_k, tuple) else (self.top_k,), default=0) < 0:
-            raise StagevarError(f"top_k is {self.top_k}, expected 0 or more")
+        checked = {
+            "guidance": per_scale("guidance", self.guidance, number),
+            "temperature": _temperature("temperature", self.temperature),
+            "top_k": per_scale("top_k", self.top_k, _count),
+            "top_p": number("top_p", self.top_p, 0, 1),
+        }
+        for name in ("smooth_from", "guidance_off_from"):
+            if getattr(self, name) is not None:
+                checked[name] = _count(name, getattr(self, name))
+        if self.temperature_off is not None:
+            checked["temperature_off"] = _temperature("temperature_off", self.temperature_off)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def at(self, scale: int, guided: bool = True) -> ScaleSampling:
         """The settings of one scale; ``guided``: guidance was not dropped there.
@@ -80,6 +92,14 @@ class Drawn(NamedTuple):
     weights: Tensor | None = None
 
 
+def _temperature(name: str, value: Any) -> float:
+    return number(name, value, COLDEST, open_low=True)
+
+
+def _count(name: str, value: Any) -> int:
+    return integer(name, value, 0, 2**31 - 1)
+
+
 class Noise:
     """Random numbers of one generation, never from the global state.
 
@@ -91,14 +111,10 @@ class Noise:
 
     def __init__(self, seed: int | Sequence[int], batch: int, device: torch.device) -> None:
         self.batch, self.device = batch, device
-        self.own = not isinstance(seed, int)
-        self.seeds = (
-            [seed + i for i in range(batch)] if isinstance(seed, int) else [*map(int, seed)]
-        )
-        if len(self.seeds) != batch:
-            raise StagevarError(f"got {len(self.seeds)} seeds for {batch} images")
-        self.shared = torch.Generator(device)
-        self.shared.manual_seed(self.seeds[0] if batch else 0)
+        given = checked_seeds(seed, batch)
+        self.own = isinstance(given, list)
+        self.seeds = given if isinstance(given, list) else [given + i for i in range(batch)]
+        self.shared = seeded(self.seeds[0] if batch else 0, device)
         self.log: list[tuple[Call, Tensor]] | None = None  # what selectors draw, where it is kept
         self.given: Iterator[Tensor] | None = None  # numbers that selectors get instead
 
@@ -170,7 +186,7 @@ class Noise:
             return lambda width: torch.cat(
                 [torch.randn(tokens, width, generator=g, device=self.device) for g in own]
             )
-        generator = torch.Generator(self.device).manual_seed(self.seeds[0])
+        generator = seeded(self.seeds[0], self.device)
         rows, calls = self.batch * tokens, count()
 
         def drawn(width: int) -> Tensor:
@@ -199,6 +215,24 @@ class Source(list[torch.Generator]):
         if noise.log is not None:
             noise.log.append(((self.key, how, shape), drawn))
         return drawn
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of its own for every seed below 2**64, as PyTorch seeds it below 2**32.
+
+    PyTorch's generator on a CPU reads 32 bits of a seed. The upper half of a larger one then
+    scrambles all of its state, so that no two seeds share their numbers.
+    """
+    generator = torch.Generator(device)
+    if seed < 2**32 or device.type != "cpu":
+        return generator.manual_seed(seed & 0xFFFFFFFFFFFFFFFF)
+    mixed = _mix(seed, (0,))
+    generator.manual_seed(mixed & 0xFFFFFFFF)
+    other = np.random.SeedSequence(seed).generate_state(_MT_WORDS).astype(np.int64)
+    state = generator.get_state()
+    words = state[_MT_START : _MT_START + 8 * _MT_WORDS].view(torch.int64)
+    words ^= torch.from_numpy(other)
+    return generator.set_state(state)
 
 
 def multinomial(probabilities: Tensor, generator: torch.Generator) -> Tensor:

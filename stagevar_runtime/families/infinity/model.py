@@ -182,7 +182,7 @@ class Infinity(ScaleModel):
 
     def scales(
         self,
-        aspect_ratio: float | None = None,
+        aspect_ratio: float | str | None = None,
         size: str | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -190,7 +190,7 @@ class Infinity(ScaleModel):
         """A published schedule: the default one, or the nearest to what is asked.
 
         Args:
-            aspect_ratio: height over width, near one of the 15 published ones.
+            aspect_ratio: height over width, near one of the 15 published ones, or ``"16:9"``.
             size: ``0.06M``, ``0.25M``, ``0.60M`` or ``1M`` pixels.
             height, width: pixels of the image instead, near those of a published one.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CheckpointError, StagevarError
+from ...model.inputs import plain, sequence
 from ..parts.rope import INFINITY_MODES
-from .schedules import Schedule, parse_schedule, published_schedule
+from .schedules import Schedule, parse_schedule, published_schedule, ratio_of
 
+LONGEST = 1024  # tokens of a side at most
 SAMPLING = ("guidance", "temperature", "top_p")  # what a file may bring
 
 PUBLISHED_NAMES = {  # of the publisher's scripts
@@ -56,24 +59,24 @@ class InfinityOptions:
         if both:
             raise StagevarError(f"got the option {both[0]!r} under two names, expected one of them")
         given = {PUBLISHED_NAMES.get(name, name): value for name, value in given.items()}
-        if given.get("level") in (0, 1):
-            given["level"] = ("chunk", "once")[given["level"]]
-        layers = given.get("guidance_layer", 0)
-        layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
+        level = plain(given.get("level"))
+        if level in (0, 1, "0", "1"):
+            given["level"] = ("chunk", "once")[int(level)]
+        layers = _integers(given.get("guidance_layer", 0))
         options = cls(
             size=given.get("size", default_size),
-            aspect_ratio=given.get("aspect_ratio", 1.0),
-            rope=given.get("rope", 2),
+            aspect_ratio=ratio_of(given.get("aspect_ratio", 1.0)),
+            rope=_integer(given.get("rope", 2)),
             level=given.get("level", "once"),
             guidance_layer=layers,
             schedule=_own_schedule(given["schedule"]) if given.get("schedule") else None,
         )
         published_schedule(options.aspect_ratio, options.size)
-        if options.rope not in INFINITY_MODES:
+        if type(options.rope) is not int or options.rope not in INFINITY_MODES:
             raise StagevarError(f"rope is {options.rope!r}, expected one of 0, 1, 2")
-        if options.level not in ("once", "chunk"):
+        if not isinstance(options.level, str) or options.level not in ("once", "chunk"):
             raise StagevarError(f"level is {options.level!r}, expected 'once' or 'chunk'")
-        if not layers or not all(isinstance(i, int) and -depth < i <= 0 for i in layers):
+        if not layers or not all(type(i) is int and -depth < i <= 0 for i in layers):
             raise StagevarError(
                 f"guidance_layer is {given.get('guidance_layer')!r}, expected 0 (logits) or "
                 f"-1 to {1 - depth} (the output of a block, counted from the end)"
@@ -94,11 +97,28 @@ def sampling_of(settings: Mapping[str, str]) -> dict[str, Any]:
         raise CheckpointError(f"the file's settings are {found}, expected numbers") from error
 
 
+def _integer(said: Any) -> Any:
+    """A number, also as text; anything else as it is, for an error to show."""
+    said = plain(said)
+    if isinstance(said, float) and said.is_integer():
+        return int(said)
+    return int(said) if isinstance(said, str) and re.fullmatch(r"\s*-?\d{1,9}\s*", said) else said
+
+
+def _integers(said: Any) -> tuple[Any, ...]:
+    """One number or several: a list, or text with commas, spaces or underscores."""
+    if isinstance(said, str):
+        said = [part for part in re.split(r"[\s,_\[\]()]+", said) if part]
+    items = sequence(said)
+    return tuple(map(_integer, [said] if items is None else items))
+
+
 def _own_schedule(text: Any) -> Schedule:
     try:
         schedule = parse_schedule(text)
     except (AttributeError, ValueError):
         schedule = ()
-    if not schedule or schedule[0] != (1, 1) or min(min(pair) for pair in schedule) < 1:
+    sides = [side for pair in schedule for side in pair]
+    if not schedule or schedule[0] != (1, 1) or min(sides) < 1 or max(sides) > LONGEST:
         raise StagevarError(f"schedule is {text!r}, expected HxW of every scale, from 1x1")
     return schedule

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from ...errors import StagevarError
+from ...model.inputs import integer, plain, shown
 
 Schedule = tuple[tuple[int, int], ...]
 
@@ -52,15 +53,35 @@ SCHEDULES: dict[float, Schedule] = _both_ways()
 """The 13 scales of every aspect ratio, ratios ascending."""
 
 
-def nearest_ratio(ratio: float) -> float:
-    """The published aspect ratio nearest to height over width.
+def ratio_of(said: object) -> float:
+    """Height over width, from a number or from ``"16:9"`` (width to height, as screens are called).
+
+    Raises:
+        StagevarError: it is no such thing.
+    """
+    found = plain(said)
+    if isinstance(found, str):
+        width, colon, height = found.partition(":")
+        try:
+            found = float(height) / float(width) if colon else float(width)
+        except (ValueError, ZeroDivisionError):
+            found = None
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not number or not 0 < found < math.inf:
+        raise StagevarError(
+            f"aspect_ratio is {shown(said)}, expected height over width ({_ratios()}) or text "
+            "like 16:9"
+        )
+    return float(found)
+
+
+def nearest_ratio(said: float | str) -> float:
+    """The published aspect ratio nearest to height over width, a number or text like 16:9.
 
     Raises:
         StagevarError: none is near.
     """
-    known = list(SCHEDULES)
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not ratio > 0:
-        raise StagevarError(f"aspect_ratio is {ratio!r}, expected height over width: {_ratios()}")
+    known, ratio = list(SCHEDULES), ratio_of(said)
     if not known[0] / NEAR <= ratio <= known[-1] * NEAR:
         raise StagevarError(
             f"aspect_ratio is {ratio:g} (height over width), expected near {_ratios()}"
@@ -72,15 +93,19 @@ def _ratios() -> str:
     return ", ".join(f"{ratio:g}" for ratio in SCHEDULES)
 
 
-def published_schedule(aspect_ratio: float, size: str) -> Schedule:
+def published_schedule(aspect_ratio: float | str, size: str) -> Schedule:
     """The schedule of a size at the published ratio nearest to ``aspect_ratio``.
 
     Raises:
         StagevarError: unknown size, or no ratio near.
     """
-    if size not in COUNTS:
-        raise StagevarError(f"size is {size!r}, expected one of {', '.join(COUNTS)}")
+    _check_size(size)
     return SCHEDULES[nearest_ratio(aspect_ratio)][: COUNTS[size]]
+
+
+def _check_size(size: object) -> None:
+    if not isinstance(size, str) or size not in COUNTS:
+        raise StagevarError(f"size is {shown(size)}, expected one of {', '.join(COUNTS)}")
 
 
 def schedule_of_pixels(height: int, width: int, size: str | None = None) -> Schedule:
@@ -89,11 +114,10 @@ def schedule_of_pixels(height: int, width: int, size: str | None = None) -> Sche
     Raises:
         StagevarError: no published image is within a factor of :data:`NEAR` on both sides.
     """
-    for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise StagevarError(f"{name} is {side!r}, expected pixels, such as 1024")
-    if size is not None and size not in COUNTS:
-        raise StagevarError(f"size is {size!r}, expected one of {', '.join(COUNTS)}")
+    height = integer("height in pixels", height, 1, 2**16)
+    width = integer("width in pixels", width, 1, 2**16)
+    if size is not None:
+        _check_size(size)
     found = [
         schedule[:count]
         for schedule in SCHEDULES.values()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import StagevarError
+from ...model.inputs import finite, tensor
 from .blocks import InfinityConfig
 
 
@@ -20,7 +21,7 @@ def check_text(
     Raises:
         StagevarError: saying which of the two was got in which shape, and what was expected.
     """
-    text, mask = torch.as_tensor(text), torch.as_tensor(mask)
+    text, mask = tensor(name, text), tensor(mask_name, mask)
     if text.ndim != 3 or not text.is_floating_point() or 0 in text.shape:
         raise StagevarError(
             f"{name} is {text.dtype} of shape {tuple(text.shape)}, expected floats "
@@ -35,6 +36,8 @@ def check_text(
         raise StagevarError(
             f"{mask_name} has shape {tuple(mask.shape)}, expected {tuple(text.shape[:2])} as {name}"
         )
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise StagevarError(f"{mask_name} holds other numbers than 0 and 1")
     mask = mask.to(text.device) != 0
     lengths = mask.sum(1).tolist()
     for i, length in enumerate(lengths):
@@ -49,7 +52,7 @@ def check_text(
     order = (~mask).long().argsort(dim=1, stable=True)[:, : max(lengths)]
     mask = mask.gather(1, order)
     chosen = text.float().gather(1, order[..., None].expand(-1, -1, text.shape[2]))
-    return chosen.masked_fill(~mask[..., None], 0.0), mask
+    return finite(name, chosen.masked_fill(~mask[..., None], 0.0)), mask
 
 
 def padded(text: Tensor, mask: Tensor, length: int) -> dict[str, Tensor]:

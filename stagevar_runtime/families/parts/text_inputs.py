@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import StagevarError
+from ...model.inputs import finite, tensor
 from ...model.protocol import Conditioning
 
 
@@ -34,7 +35,8 @@ def text_and_pooled(
             "got no null_context, null_pooled and null_mask, expected the features of the empty "
             "prompt. Encode it once: stagevar_runtime.text.clip keeps them"
         )
-    batch = context.shape[0]
+    context = tensor("context", context)
+    batch = context.shape[0] if context.ndim else 0
     cond = _side("", context, pooled, mask, batch, context_width, pooled_width)
     null = _side("null_", null_context, null_pooled, null_mask, batch, context_width, pooled_width)
     longest = max(cond["mask"].shape[1], null["mask"].shape[1])
@@ -52,20 +54,22 @@ def _side(
 ) -> dict[str, Tensor]:
     context = checked_text(f"{prefix}context", context, batch, context_width)
     mask = checked_mask(f"{prefix}mask", mask, context.shape[:2], batch)
-    pooled = pooled.float()
+    pooled = tensor(f"{prefix}pooled", pooled).float()
     if pooled.ndim != 2 or pooled.shape[1] != pooled_width or pooled.shape[0] not in (1, batch):
         raise StagevarError(
             f"{prefix}pooled has shape {tuple(pooled.shape)}, expected ({batch}, {pooled_width})"
         )
+    context = context.masked_fill(~mask.to(context.device)[..., None], 0.0)
     return {
-        "context": context.masked_fill(~mask[..., None], 0.0).expand(batch, -1, -1),
-        "pooled": pooled.expand(batch, -1),
+        "context": finite(f"{prefix}context", context).expand(batch, -1, -1),
+        "pooled": finite(f"{prefix}pooled", pooled).expand(batch, -1),
         "mask": mask.expand(batch, -1),
     }
 
 
 def checked_text(name: str, text: Tensor, batch: int, width: int) -> Tensor:
     """``text`` ``(B or 1, T, width)`` as float32."""
+    text = tensor(name, text)
     if text.ndim != 3 or text.shape[2] != width or text.shape[0] not in (1, batch) or batch == 0:
         raise StagevarError(
             f"{name} has shape {tuple(text.shape)}, expected ({batch or 'B'}, T, {width})"
@@ -75,9 +79,10 @@ def checked_text(name: str, text: Tensor, batch: int, width: int) -> Tensor:
 
 def checked_mask(name: str, mask: Tensor, shape: torch.Size, batch: int) -> Tensor:
     """``mask`` ``(B or 1, T)`` as booleans, True where there is a token."""
+    mask = tensor(name, mask)
     if mask.ndim != 2 or mask.shape[1] != shape[1] or mask.shape[0] not in (1, batch):
         raise StagevarError(f"{name} has shape {tuple(mask.shape)}, expected {tuple(shape)}")
-    if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise StagevarError(f"{name} holds other numbers than 0 and 1: pass True where a token is")
     mask = mask.bool()
     if not mask.any(dim=1).all():

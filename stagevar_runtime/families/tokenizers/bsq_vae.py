@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ...model.surroundings import undisturbed
 from .config import VQVAEConfig
 from .vqvae_layers import Decoder, Encoder, channels_last
 
@@ -131,6 +132,7 @@ class BSQVAE(nn.Module):
             return grid
         return F.interpolate(grid, size=size, mode="bilinear")
 
+    @undisturbed()
     def decode(self, canvas: Tensor) -> Tensor:
         """Image (B, 3, H*f, W*f) in [0, 1] of a canvas (B, d, H, W)."""
         z = canvas.contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ...model.surroundings import undisturbed
 from .config import PHI_RATIO, VQVAEConfig, phi_index
 from .vqvae_layers import Decoder, Encoder, channels_last
 
@@ -154,6 +155,7 @@ class VQVAE(nn.Module):
         """Average ``canvas`` down to (B, C, h, w): what the next scale reads."""
         return F.interpolate(canvas, size=size, mode="area")
 
+    @undisturbed()
     def decode(self, canvas: Tensor) -> Tensor:
         """Image (B, 3, H*f, W*f) in [0, 1] of a canvas (B, C, H, W)."""
         z = self.post_quant_conv(canvas).contiguous(memory_format=torch.channels_last)

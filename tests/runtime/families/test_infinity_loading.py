@@ -146,13 +146,13 @@ def test_nearest_size(asked: dict, last: tuple[int, int]) -> None:
         ({"size": "2M"}, "size is '2M', expected one of 0.06M, 0.25M, 0.60M, 1M"),
         ({"aspect_ratio": 5.0}, "aspect_ratio is 5 .*0.333, 0.4"),
         ({"aspect_ratio": 0.0}, "aspect_ratio is 0.0, expected height over width"),
-        ({"aspect_ratio": "1:1"}, "aspect_ratio is '1:1', expected height over width"),
+        ({"aspect_ratio": "square"}, "aspect_ratio is 'square', expected height over width"),
         ({"aspect_ratio": float("nan")}, "aspect_ratio is nan"),
         ({"height": 512}, "height 512, width None.*expected height and width"),
         ({"height": 512, "width": 512, "aspect_ratio": 1.0}, "or aspect_ratio"),
         ({"height": 640, "width": 640}, "640 x 640 pixels.*nearest is"),
         ({"height": 1080, "width": 1920}, "1080 x 1920.*nearest is 768 x 1344"),
-        ({"height": 0, "width": 640}, "height is 0, expected pixels"),
+        ({"height": 0, "width": 640}, "height in pixels is 0, expected"),
     ],
 )
 def test_unknown_sizes_are_named(asked: dict, message: str) -> None:

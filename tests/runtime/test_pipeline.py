@@ -182,7 +182,6 @@ def test_summary_of_tokens_and_skips(bare: Pipeline) -> None:
     assert rows[2].kept_tokens == (4, 2) and "2/2 groups norm + cache" in rows[2].done
     assert "keep 0.38 mean norm" in rows[2].asked
     assert rows[3].kept_tokens == () and rows[3].rows == 0 and rows[3].done == "skipped"
-    assert rows[3].ms < min(row.ms for row in rows[:3])
     assert "4/2" in str(bare.summary())
 
 

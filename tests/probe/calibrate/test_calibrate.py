@@ -20,6 +20,7 @@ from conftest import write_tiny
 from stagevar_probe.calibrate import job as module
 from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
 from stagevar_probe.datasets.inputs import balanced_labels
+from stagevar_probe.measure.chunk import measure_chunk
 from stagevar_probe.measure.measurements import Measurements, load_measurements
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import measured_ranks
@@ -139,14 +140,22 @@ def test_profile_says_what_was_measured(finished, pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.65])
 def test_interrupted_and_resumed_is_uninterrupted(
-    finished, tmp_path: Path, pipeline: Pipeline, share: float
+    finished, tmp_path: Path, pipeline: Pipeline, monkeypatch, share: float
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         job_in(tmp_path, pipeline, Interrupting(int(share * finished[2]))).run()
     assert [path.name for path in tmp_path.iterdir()] == [".m.stagevar.yaml.partial"]
-    rest = Interrupting()
-    job_in(tmp_path, pipeline, rest).run()
-    assert rest.calls < finished[2] or share < 0.2
+    kept = len(list(tmp_path.glob(".m.stagevar.yaml.partial/chunk-*.json")))
+    assert kept > 0 if share >= 0.5 else kept < 3
+    again: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        again.append(1)
+        return measure_chunk(*args, **kwargs)
+
+    monkeypatch.setattr(module, "measure_chunk", counted)
+    job_in(tmp_path, pipeline).run()
+    assert len(again) == 3 - kept  # what was finished is not measured again
     assert not (tmp_path / ".m.stagevar.yaml.partial").exists()
     whole = load_measurements(finished[0] / "m.stagevar.measurements.json")
     resumed = load_measurements(tmp_path / "m.stagevar.measurements.json")
@@ -223,7 +232,9 @@ class Failing(Likeness):
     smooth = score
 
 
-def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) -> None:
+def test_plans_that_fail_on_fresh_images_leave_the_exact_path(
+    tmp_path: Path, pipeline: Pipeline, monkeypatch
+) -> None:
     quality = Failing()
     job = job_in(tmp_path, pipeline, quality)
     race = CalibrationJob._race
@@ -234,14 +245,21 @@ def test_missed_target_is_said(tmp_path: Path, pipeline: Pipeline, monkeypatch) 
 
     monkeypatch.setattr(CalibrationJob, "_race", fail_from_here)
     profile = job.run()
-    assert profile.target is not None
+    assert profile.target is not None and profile.target.satisfied  # exact loses nothing
     measured = load_measurements(tmp_path / "m.stagevar.measurements.json")
-    lost = measured.validation.plans["balanced"].loss.mean
-    assert profile.target.satisfied == (lost <= 0.1)
+    assert measured.validation.plans["balanced"].loss == (0.0, 0.0, 0.0)
     attempts = measured.validation.attempts
     assert attempts and measured.validation.trials <= module.TRIALS
     assert min(a.figures.loss.mean for a in attempts) > 0.1  # or the test shows nothing
     assert all(not steps.steps for steps in profile.plans.values())  # exact is what is left
+
+
+def test_a_target_that_is_missed_is_said(tmp_path: Path, pipeline: Pipeline) -> None:
+    profile = job_in(tmp_path, pipeline, max_loss=-1.0).run()  # exact loses 0, which is more
+    assert profile.target is not None and not profile.target.satisfied
+    written = load_profile(tmp_path / "m.stagevar.yaml")
+    assert written.target is not None and not written.target.satisfied
+    assert written.target.max_loss == -1.0 and not written.plans["balanced"].steps
 
 
 def test_hopeless_plans_are_given_up_after_a_share_of_the_images(tmp_path, pipeline) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from stagevar_runtime import files
 from stagevar_runtime.errors import StagevarError
+from stagevar_runtime.hub import output_beside
 
 
 def beside(checkpoint: Path, name: str) -> Path:
-    """``model.NAME`` beside ``model.pth``, ``NAME`` in a directory."""
+    """``model.NAME`` beside ``model.pth``, ``NAME`` in a directory; of a model in a Hub cache, in
+    the current folder."""
+    checkpoint = output_beside(checkpoint)
     return checkpoint / name if checkpoint.is_dir() else checkpoint.with_suffix(f".{name}")
 
 

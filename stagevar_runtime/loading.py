@@ -14,6 +14,7 @@ from .accelerate.modes import accelerate
 from .checkpoint.reader import SUFFIXES, Checkpoint, check_finite, open_checkpoint
 from .errors import CheckpointError, StagevarError
 from .families import Family, recognise
+from .hub import fetch_tokenizer, local_checkpoint, local_tokenizer
 from .model.surroundings import undisturbed
 from .pipeline import Pipeline
 from .profile.schema import Profile
@@ -32,28 +33,35 @@ def load(
     options: Mapping[str, Any] | None = None,
     text_encoder: str | Path | Encode | None = None,
     compile: str = "off",
+    local_files_only: bool = False,
 ) -> Pipeline:
     """Open a checkpoint and, unless told otherwise, the profile that belongs to it.
 
     Args:
-        checkpoint: a file or directory in its publisher's format.
-        tokenizer: the image tokenizer's file; None looks beside the checkpoint.
+        checkpoint: a file or directory in its publisher's format, or where no such path exists a
+            repository on the Hub, ``owner/name``, with ``@revision`` and ``:file`` where needed.
+        tokenizer: the image tokenizer's file, or ``owner/name:file``; None looks beside the
+            checkpoint.
         device: None is CUDA where there is one, else the CPU.
         dtype: None is bfloat16 on CUDA, float32 elsewhere.
         profile: ``"auto"`` looks for one (argument, ``STAGEVAR_PROFILE``, beside the checkpoint,
-            the shipped profiles), None uses none, a path or a Profile is taken.
+            the shipped profiles), None uses none, a path or a Profile is taken. ``owner/name`` is
+            a repository of profiles: the one that fits is taken.
         strict: refuse a profile that was measured on other weights instead of warning.
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
         compile: ``off``, ``graphs``, ``auto`` or ``max``: see ``accelerate/modes.py``. The first
             images pay for it.
+        local_files_only: ask the Hub for nothing: what its cache has must do.
 
     Raises:
         CheckpointError: a file cannot be read, is incomplete, or holds NaN.
         UnsupportedModelError: no known family recognises it.
         ProfileError: the profile is broken; ProfileMismatchError: it is another model's.
     """
+    checkpoint = local_checkpoint(checkpoint, local_files_only)
+    tokenizer = None if tokenizer is None else local_tokenizer(tokenizer, local_files_only)
     again: Callable[[], Pipeline] = partial(
         load,
         *(checkpoint, tokenizer, device, dtype),
@@ -61,20 +69,22 @@ def load(
         options=options,
         text_encoder=text_encoder,
         compile=compile,
+        local_files_only=local_files_only,
     )
     with undisturbed(), torch.inference_mode(False), torch.no_grad():
         pipeline = _load(
             *(checkpoint, tokenizer, device, dtype, profile, strict, options or {}),
             text_encoder=text_encoder,
             compile=compile,
+            local_files_only=local_files_only,
         )
     pipeline.again = again
     return pipeline
 
 
 def _load(
-    checkpoint: str | Path,
-    tokenizer: str | Path | None,
+    checkpoint: Path,
+    tokenizer: Path | None,
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     profile: str | Path | Profile | None,
@@ -83,13 +93,16 @@ def _load(
     *,
     text_encoder: str | Path | Encode | None,
     compile: str,
+    local_files_only: bool,
 ) -> Pipeline:
     device = checked_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    checkpoint = _model_path(Path(checkpoint))
+    checkpoint = _model_path(checkpoint)
     opened = open_checkpoint(checkpoint)
     options = saved_options(checkpoint) | dict(options or {})
     family = recognise(opened.tensors, checkpoint)
+    if tokenizer is None:
+        fetch_tokenizer(opened.path, family.tokenizer_patterns, local_files_only)
     codes = _tokenizer(opened, family, tokenizer)
     unknown = set(options) - set(family.options)
     if unknown:

@@ -18,6 +18,7 @@ from .accelerate.modes import Acceleration, accelerate
 from .carried import carried
 from .diffusers_style import DiffusersStyle
 from .errors import ProfileError, StagevarError
+from .hub import HubName, local_profile
 from .loop import engine
 from .loop.engine import Generation
 from .loop.plan import EXACT, Plan, plan_for
@@ -29,7 +30,8 @@ from .model.sampling import Sampling
 from .model.surroundings import undisturbed
 from .options.layers import forget, stand_ins
 from .options.low_rank import Bases, bases_path, low_rank_of
-from .profile.discovery import Found, check_match, find_profile, profile_path
+from .profile.discovery import VARIABLE, Found, check_match, find_profile, profile_path
+from .profile.files import load_profile
 from .profile.fingerprint import (
     Fingerprint,
     fingerprint,
@@ -136,6 +138,10 @@ class Pipeline(DiffusersStyle):
             return None
         if isinstance(profile, Profile):
             return Found(MEMORY, profile, "given")
+        named = os.environ.get(VARIABLE) if profile == "auto" else str(profile)
+        if named and HubName.parse(named):
+            path = local_profile(named, self.fingerprint)
+            return Found(path, load_profile(path), f"from {named}")
         return find_profile(self.path, self.fingerprint, profile, os.environ)
 
     def enable(

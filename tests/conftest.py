@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hub_server import Hub
 
 from stagevar_probe.cli import cli
 from stagevar_probe.intervals import Interval
@@ -101,6 +102,27 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
     torch.save(transformer, folder / "var_tiny.pth")
     torch.save(tokenizer, folder / "vae_tiny.pth")
     return folder / "var_tiny.pth"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with an empty cache; the library has read its environment, so its constants say so."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    made = Hub()
+    for name, value in {
+        "ENDPOINT": made.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("STAGEVAR_PROFILE", raising=False)
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import stagevar_runtime
+from stagevar_runtime.hub import output_beside
 from stagevar_runtime.loop.plan import Plan, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, bases_path, low_rank_of
@@ -92,7 +93,7 @@ class Outputs:
     def beside(cls, checkpoint: Path, output: Path | None = None) -> Outputs:
         """``model.stagevar.yaml`` and company beside ``model.pth``, or by the name ``output``."""
         if output is None:
-            output = profile_path(checkpoint)
+            output = profile_path(output_beside(checkpoint))
         stem = output.name.removesuffix(".yaml")
         return cls(
             output,

@@ -26,7 +26,7 @@ from ..bench.random_models import random_conditioning, random_model
 from ..bench.timing import DEFAULT_PLANS, contenders, measure, warm_up_rounds
 from ..files import check_writable, write_whole
 from ..progress import meter
-from .options import FILE, ModelOptions, Printer, model_options, printing
+from .options import CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
 
 RESULTS = Path("benchmarks/results")
 
@@ -42,7 +42,7 @@ def _batches(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
 
 
 @click.command()
-@click.argument("checkpoint", type=FILE, required=False)
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
 @click.option("--random", metavar="SIZE", help="A published size with random weights: var-d16, …")
 @model_options()
 @printing

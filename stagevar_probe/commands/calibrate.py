@@ -18,6 +18,7 @@ from ..validate.rows import EXACT
 from ..validate.table import figures_table
 from .options import (
     BATCH,
+    CHECKPOINT,
     FILE,
     MEASURING,
     ModelOptions,
@@ -40,7 +41,7 @@ FILES = ("profile", "measurements", "report", "bases")
 
 
 @click.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=CHECKPOINT)
 @model_options(*BATCH, *MEASURING)
 @printing
 @click.option("--output", "-o", type=FILE, help="The profile (default: beside the checkpoint).")

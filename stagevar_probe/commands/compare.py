@@ -22,6 +22,7 @@ from ..progress import duration
 from ..report.comparison import write_comparison
 from .options import (
     BATCH,
+    CHECKPOINT,
     FILE,
     MEASURING,
     ModelOptions,
@@ -36,7 +37,7 @@ logger = logging.getLogger("stagevar_probe")
 
 
 @click.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=CHECKPOINT)
 @model_options(*BATCH, *MEASURING)
 @printing
 @click.option("--profile", type=FILE, help="Its plans take part (default: found).")

@@ -36,6 +36,7 @@ from ..report.evaluation import ceiling_lines, write_evaluation
 from ..validate.run import forecast
 from .options import (
     BATCH,
+    CHECKPOINT,
     FILE,
     LOOKING,
     ModelOptions,
@@ -49,7 +50,7 @@ logger = logging.getLogger("stagevar_probe")
 
 
 @click.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=CHECKPOINT)
 @model_options(*BATCH, *LOOKING)
 @printing
 @click.option(

@@ -16,11 +16,11 @@ from stagevar_runtime.pipeline import Pipeline
 from ..files import check_writable
 from ..report.contact_sheet import contact_sheet, save_png
 from ..validate.rows import EXACT
-from .options import BATCH, FILE, ModelOptions, Printer, model_options, printing
+from .options import BATCH, CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
 
 
 @click.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=CHECKPOINT)
 @model_options(*BATCH)
 @printing
 @click.option("--labels", help="Class numbers, such as 0,3,7 (default: one of each, up to 16).")

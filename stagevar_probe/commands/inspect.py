@@ -15,13 +15,13 @@ from stagevar_runtime.profile.fingerprint import schedule
 
 from ..measure.costs import describe_scales
 from ..measure.measurements import KIND, load_measurements
-from .options import FILE, Printer, printing
+from .options import CHECKPOINT, FILE, Printer, printing
 
 Described = tuple[dict[str, Any], str]  # JSON-ready, and text for people
 
 
 @click.command()
-@click.argument("path", type=FILE)
+@click.argument("path", type=CHECKPOINT)
 @click.option("--tokenizer", type=FILE, help="A checkpoint's image tokenizer (default: beside it).")
 @printing
 def inspect(path: Path, tokenizer: Path | None, printer: Printer) -> int:

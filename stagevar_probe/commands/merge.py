@@ -10,11 +10,11 @@ from stagevar_runtime.errors import CalibrationError
 
 from ..files import check_writable
 from ..measure.measurements import load_measurements, merged, write_json
-from .options import FILE, Printer, printing
+from .options import CHECKPOINT, FILE, Printer, printing
 
 
 @click.command()
-@click.argument("measurements", type=FILE, nargs=-1, required=True)
+@click.argument("measurements", type=CHECKPOINT, nargs=-1, required=True)
 @click.option("--output", "-o", type=FILE, required=True, help="The joined file.")
 @printing
 def merge(measurements: tuple[Path, ...], output: Path, printer: Printer) -> int:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from stagevar_runtime.hub import local_checkpoint
 from stagevar_runtime.loading import load
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.pipeline import Pipeline
@@ -41,6 +42,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
 FILE = click.Path(path_type=Path)
+
+
+class HubPath(click.Path):
+    """A path or, where no such path exists, ``owner/name[@revision][:file]``: fetched."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path on this machine. Raises CheckpointError where the Hub has no such thing."""
+        return super().convert(local_checkpoint(value), param, ctx)
+
+
+CHECKPOINT = HubPath(path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LOSS = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)

@@ -23,11 +23,11 @@ from ..solve.build import frontier_point, problem_from, steps_of
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import Target
-from .options import FILE, Printer, TargetOptions, printing, target_options
+from .options import CHECKPOINT, FILE, Printer, TargetOptions, printing, target_options
 
 
 @click.command()
-@click.argument("measurements", type=FILE)
+@click.argument("measurements", type=CHECKPOINT)
 @target_options
 @click.option("--output", "-o", type=FILE, help="Write a profile with these plans.")
 @printing

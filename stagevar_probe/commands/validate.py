@@ -20,14 +20,22 @@ from ..solve.target import Target
 from ..validate.rows import EXACT
 from ..validate.run import validate as run_plans
 from ..validate.table import figures_table
-from .options import BATCH, FILE, MEASURING, ModelOptions, Printer, model_options, printing
+from .options import (
+    BATCH,
+    CHECKPOINT,
+    MEASURING,
+    ModelOptions,
+    Printer,
+    model_options,
+    printing,
+)
 
 logger = logging.getLogger("stagevar_probe")
 
 
 @click.command()
-@click.argument("profile_path", metavar="PROFILE", type=FILE)
-@click.option("--model", "-m", "checkpoint", type=FILE, required=True, help="The checkpoint.")
+@click.argument("profile_path", metavar="PROFILE", type=CHECKPOINT)
+@click.option("--model", "-m", "checkpoint", type=CHECKPOINT, required=True, help="The checkpoint.")
 @click.option("--plan", "names", multiple=True, help="Plans to run (default: all).")
 @click.option(
     "--held-out",

@@ -19,6 +19,7 @@ COMMANDS = {  # the first sentence of each, so that --help reads none of them
     "run.",
     "solve": "Choose plans again from MEASUREMENTS for another budget.",
     "report": "Write the HTML report of MEASUREMENTS again, without pictures.",
+    "push": "Upload PROFILE, its bases, measurements and report to a repository on the Hub.",
     "merge": "Join MEASUREMENTS of separate jobs: the same model and settings, other inputs or "
     "seeds.",
 }

@@ -83,7 +83,7 @@ class Repository:
         self.name, self.hub = name, _huggingface_hub()
         self.offline = local_files_only or bool(self.hub.constants.HF_HUB_OFFLINE)
         self.files: list[str] = []
-        with _explained(name):
+        with explained(name):
             if not self.offline:
                 self.files = self._listed()
             if self.offline:
@@ -117,7 +117,7 @@ class Repository:
 
     def fetch(self, names: Iterable[str]) -> Path:
         """Those of ``names`` that there are, in the cache; returns the folder they are in."""
-        with _explained(self.name):
+        with explained(self.name):
             return self._snapshot([name for name in dict.fromkeys(names) if name in self.files])
 
     def inside(self, place: str) -> list[str]:
@@ -279,12 +279,14 @@ def _unreachable(error: BaseException) -> bool:
 
 
 @contextmanager
-def _explained(name: HubName) -> Iterator[None]:
+def explained(name: HubName) -> Iterator[None]:
     """The Hub's errors in one line that says what to do."""
     from huggingface_hub import errors
 
     try:
         yield
+    except errors.LocalTokenNotFoundError as error:
+        raise StagevarError(f"{name}: not logged in (hf auth login, or HF_TOKEN)") from error
     except errors.GatedRepoError as error:
         said = "is gated: accept its terms on its page, then log in (hf auth login, or HF_TOKEN)"
         raise CheckpointError(f"{name}: {said}") from error
@@ -298,6 +300,6 @@ def _explained(name: HubName) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         said = "is not in the Hub's cache, and the Hub cannot be reached or was not to be asked"
         raise CheckpointError(f"{name}: {said}") from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{name}: the Hub answered: {first}") from error

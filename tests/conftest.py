@@ -114,6 +114,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
         "HF_TOKEN_PATH": str(tmp_path / "no-token"),
     }.items():
         monkeypatch.setattr(constants, name, value)

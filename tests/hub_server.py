@@ -32,7 +32,7 @@ class Repo:
     def at(self, revision: str) -> Files | None:
         """The files of a branch or commit."""
         commits = {commit_of(files): files for files in self.revisions.values()}
-        return self.revisions.get(revision) or commits.get(revision)
+        return self.revisions.get(revision, commits.get(revision))
 
 
 class Hub:
@@ -82,7 +82,14 @@ class Hub:
                 self.answer(status, {"error": code}, X_Error_Code=code)
 
             def body(self) -> bytes:
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                data = b""
+                while size := int(self.rfile.readline(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return data
 
             def route(self) -> None:
                 path = unquote(urlsplit(self.path).path)
@@ -134,6 +141,9 @@ class Hub:
 
             def whoami(self, query: str) -> None:
                 self.answer(200, {"name": hub.user, "type": "user", "orgs": []})
+
+            def validate(self, query: str) -> None:
+                self.answer(200, {"errors": [], "warnings": []})
 
             def create(self, query: str) -> None:
                 said = json.loads(self.body())
@@ -198,6 +208,7 @@ class Hub:
             (rf"/{name}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", Handler.resolve),
             (r"/api/whoami-v2", Handler.whoami),
             (r"/api/repos/create", Handler.create),
+            (r"/api/validate-yaml", Handler.validate),
             (rf"/api/models/{name}/preupload/{at}", Handler.preupload),
             (r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", Handler.batch),
             (r"/put/(?P<oid>\w+)", Handler.put),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +20,36 @@ from conftest import write_tiny
 from hub_server import Files, Hub
 from test_diffusers_style import RED, seeded, write_infinity
 
-from stagevar_runtime import CheckpointError, Pipeline, ProfileError, StagevarError, load
+from stagevar_runtime import CheckpointError, Pipeline, Profile, ProfileError, StagevarError, load
 from stagevar_runtime.hub import HubName, local_checkpoint, output_beside, snapshot_of
+from stagevar_runtime.profile import CreatedBy, ModelRef, PlanEntry, PlanStep, dump_profile
+from stagevar_runtime.profile.fingerprint import schedule_name
 from stagevar_runtime.source import main_checkpoints
 
+ROOT = Path(__file__).resolve().parents[2]
+FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 constants = pytest.importorskip("huggingface_hub.constants")
 
 
 @pytest.fixture(scope="module")
 def infinity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_infinity(tmp_path_factory.mktemp("infinity"))
+
+
+def profile_of(pipe: Pipeline, family: str, scales: Any) -> Profile:
+    """One that drops guidance at the last scale."""
+    found = pipe.fingerprint
+    return Profile(
+        created_by=CreatedBy(tool="test", version="1"),
+        model=ModelRef(
+            family=family,
+            architecture=found.architecture,
+            weights=found.weights,
+            schedules={schedule_name(scales): tuple((s.height, s.width) for s in scales)},
+        ),
+        provenance="measured",
+        plans={"balanced": PlanEntry(steps=(PlanStep(scale=3, guidance="cond"),))},
+    )
 
 
 def content(folder: Path, *names: str) -> Files:
@@ -215,6 +237,30 @@ def test_the_environment_is_enough(hub: Hub, infinity: Path, tmp_path: Path) -> 
         check=True,
     )
     assert (tmp_path / "cube.png").stat().st_size > 0
+
+
+def test_the_script_of_the_readme_runs(
+    hub: Hub,
+    infinity: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = load(infinity, profile=None)
+    scales = here.model.scales()
+    profile = profile_of(here, "infinity", scales)
+    hub.add(
+        "owner/name",
+        content(infinity.parent) | {"tiny.stagevar.yaml": dump_profile(profile).encode()},
+    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (script,) = [block for block in FENCED.findall(text) if '"owner/name"' in block]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "README.md", "exec"), {})
+    assert "plan balanced" in capsys.readouterr().out
+    drawn = load(infinity, profile=profile)(RED, generator=seeded(7)).images[0]
+    drawn.save("here.png")
+    assert (tmp_path / "cube.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
 def test_paths_are_left_alone(tiny_files: Path) -> None:

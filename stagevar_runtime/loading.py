@@ -16,6 +16,7 @@ from .errors import CheckpointError, StagevarError
 from .families import Family, recognise
 from .hub import fetch_tokenizer, local_checkpoint, local_tokenizer
 from .model.surroundings import undisturbed
+from .options.precision import precisions_of
 from .pipeline import Pipeline
 from .profile.schema import Profile
 from .source import Source, checked_device, main_checkpoints, saved_options
@@ -34,6 +35,7 @@ def load(
     text_encoder: str | Path | Encode | None = None,
     compile: str = "off",
     local_files_only: bool = False,
+    emulate: bool = False,
 ) -> Pipeline:
     """Open a checkpoint and, unless told otherwise, the profile that belongs to it.
 
@@ -54,6 +56,8 @@ def load(
         compile: ``off``, ``graphs``, ``auto`` or ``max``: see ``accelerate/modes.py``. The first
             images pay for it.
         local_files_only: ask the Hub for nothing: what its cache has must do.
+        emulate: run products that a plan asks for in fewer bits by their definition, at no gain:
+            what they lose can then be measured on a device without such products.
 
     Raises:
         CheckpointError: a file cannot be read, is incomplete, or holds NaN.
@@ -70,6 +74,7 @@ def load(
         text_encoder=text_encoder,
         compile=compile,
         local_files_only=local_files_only,
+        emulate=emulate,
     )
     with undisturbed(), torch.inference_mode(False), torch.no_grad():
         pipeline = _load(
@@ -77,6 +82,7 @@ def load(
             text_encoder=text_encoder,
             compile=compile,
             local_files_only=local_files_only,
+            emulate=emulate,
         )
     pipeline.again = again
     return pipeline
@@ -94,6 +100,7 @@ def _load(
     text_encoder: str | Path | Encode | None,
     compile: str,
     local_files_only: bool,
+    emulate: bool,
 ) -> Pipeline:
     device = checked_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -120,6 +127,8 @@ def _load(
         else encoder_for(family.family, text_encoder, device, checkpoint)
     )
     pipeline = Pipeline(model, source, encode if callable(encode) else None)
+    if emulate and model.info.layers:
+        precisions_of(model).emulate = True
     if compile != "off":
         pipeline.fast = accelerate(model, compile)
     pipeline.use_profile(profile, strict=strict)

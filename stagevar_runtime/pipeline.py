@@ -30,6 +30,7 @@ from .model.sampling import Sampling
 from .model.surroundings import undisturbed
 from .options.layers import forget, stand_ins
 from .options.low_rank import Bases, bases_path, low_rank_of
+from .options.precision import precisions_of
 from .profile.discovery import VARIABLE, Found, check_match, find_profile, profile_path
 from .profile.files import load_profile
 from .profile.fingerprint import (
@@ -341,6 +342,7 @@ class Pipeline(DiffusersStyle):
         model = self.source.build(device, dtype)
         if model.info.layers:
             low_rank_of(model).use(*low_rank_of(self.model).bases)
+            precisions_of(model).emulate = precisions_of(self.model).emulate
         self.model = model
         self.fast = accelerate(model, self.fast.mode)
         self._set(self._steps, self.plan_name)

@@ -76,6 +76,11 @@ MODEL: tuple[Option, ...] = (
     click.option("--device", help="Where to run (default: cuda if there is one, else cpu)."),
     click.option("--dtype", type=click.Choice(list(DTYPES)), help="Default: by device."),
     click.option(
+        "--emulate",
+        is_flag=True,
+        help="Products in fewer bits by definition, at no gain: what they lose, without a kernel.",
+    ),
+    click.option(
         "--seed",
         default=0,
         show_default=True,
@@ -142,6 +147,7 @@ class ModelOptions:
     tokenizer: Path | None = None
     device: str | None = None
     dtype: torch.dtype | None = None
+    emulate: bool = False
     seed: int = 0
     batch: int = 16
     prompts: Path | None = None
@@ -176,6 +182,7 @@ class ModelOptions:
             strict=strict,
             options=self.options,
             text_encoder=self.text_encoder,
+            emulate=self.emulate,
         )
 
     def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:

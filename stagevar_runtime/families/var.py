@@ -31,6 +31,7 @@ from ..model.protocol import (
 )
 from ..model.sampling import Noise, Sampling
 from ..options.low_rank import Layer, LowRank
+from ..options.precision import Precisions
 from .parts.codebook import CodebookModel, checked_tokenizer
 from .parts.layers import Attention, FeedForward, Head, ada_linear
 from .tokenizers.vqvae import VQVAE
@@ -106,6 +107,11 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
         return gamma1, gamma2, scale1 + 1, scale2 + 1, shift1, shift2
 
+    def products(self) -> dict[str, Layer]:
+        """Every linear layer."""
+        fc2 = self.ffn.fc2
+        return {**self.layers(), "fc2": Layer(fc2, fc2.weight, fc2.bias)}
+
     def layers(self) -> dict[str, Layer]:
         """The layers that features can narrow."""
         attn, fc1 = self.attn, self.ffn.fc1
@@ -164,6 +170,7 @@ class VAR(CodebookModel):
         groups = split_depth(config.depth, GROUPS)
         self.low_rank = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
         self.blocks = list(transformer.blocks)
+        self.precisions = Precisions([block.products() for block in self.blocks])  # type: ignore[operator]
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

@@ -41,7 +41,8 @@ def compile_plan(
     Raises:
         ProfileError: a scale the model lacks, guidance that would have to return, a branch the
             family refuses, a restorer without a previous scale, a skip of every scale, a scale
-            twice, features of a family that has none or that make no layer cheaper.
+            twice, features or precision of a family that has none, features that make no layer
+            cheaper.
     """
     by_scale = {step.scale: step for step in steps}
     if len(by_scale) < len(steps):

@@ -244,7 +244,8 @@ class ScaleModel(Protocol):
 
     ``blocks``: the transformer's, in order; they are what is compiled. ``tokenizer``: where it has
     a decoder of its own. ``text_tile``: text is padded to a multiple, so that prompts share shapes.
-    ``low_rank``: a :class:`~stagevar_runtime.options.low_rank.LowRank` where ``info`` names layers.
+    ``low_rank``: a :class:`~stagevar_runtime.options.low_rank.LowRank` where ``info`` names layers;
+    ``precisions``: a :class:`~stagevar_runtime.options.precision.Precisions` there, too.
     ``kernels``: the fused ones that are mounted, which a family hands to what uses them.
     ``unused_tensors``: names that a fingerprint leaves out (masks, other training-only buffers).
     """
@@ -257,6 +258,7 @@ class ScaleModel(Protocol):
     tokenizer: ImageTokenizer | None = None
     text_tile: int = 1
     low_rank: object | None = None
+    precisions: object | None = None
     kernels: Kernels = NONE
     unused_tensors: tuple[str, ...] = ()
 

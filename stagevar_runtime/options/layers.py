@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..kernels.linear import LowRankLayers
 from ..model.protocol import ModelInfo, ScaleModel, ScaleSpec
-from . import low_rank
+from . import low_rank, precision
 
 StandIns = Mapping[int, LowRankLayers]  # by block and layer
 
@@ -42,6 +42,7 @@ class LayerOption:
 
 LAYER_OPTIONS: dict[str, LayerOption] = {
     "features": LayerOption(low_rank.resolve, low_rank.forget),
+    "precision": LayerOption(precision.resolve, precision.forget),
 }
 """In the order in which they act on each other's layers."""
 

@@ -106,6 +106,22 @@ def fastvar_cfg_off(
     return [step for _, step in sorted(steps.items())]
 
 
+def in_8_bits(
+    preset: Callable[[ModelInfo, Sequence[ScaleSpec], Ranks | None], list[PlanStep]] | None,
+) -> Callable[[ModelInfo, Sequence[ScaleSpec], Ranks | None], list[PlanStep]]:
+    """Another preset (None: the exact path) with int8 products at every scale that runs."""
+
+    def made(info: ModelInfo, scales: Sequence[ScaleSpec], ranks: Ranks | None) -> list[PlanStep]:
+        steps = {step.scale: step for step in preset(info, scales, ranks)} if preset else {}
+        for k in range(len(scales)):
+            step = steps.get(k, PlanStep(scale=k))
+            if step.run != "skip":
+                steps[k] = step.model_copy(update={"precision": "int8"})
+        return [steps[k] for k in sorted(steps)]
+
+    return made
+
+
 PRESETS: dict[str, Callable[[ModelInfo, Sequence[ScaleSpec], Ranks | None], list[PlanStep]]] = {
     "stagevar": stagevar,
     "stagevar-released": stagevar_released,
@@ -115,6 +131,9 @@ PRESETS: dict[str, Callable[[ModelInfo, Sequence[ScaleSpec], Ranks | None], list
     "skip-2": skip_2,
     "cfg-off": cfg_off,
     "switti": switti,
+    "int8": in_8_bits(None),
+    "cfg-off+int8": in_8_bits(cfg_off),
+    "stagevar+int8": in_8_bits(stagevar),
 }
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ..errors import ProfileError
+from ..kernels.quantised import Precision
 from ..options.asked import FeatureOption, Model, Ratio, TokenOption
 
 Guidance = Literal["full", "cond", "null", "delta"]
@@ -42,7 +43,8 @@ class PlanStep(Model):
     ``guidance``: ``full`` runs both branches, ``cond`` and ``null`` one alone, ``delta`` cond with
     the last guided scale's difference to null. ``guidance_scale`` is the textbook strength w of
     ``w·cond + (1 - w)·null``; 1 is off. ``null_keep``: the share of the tokens that are guided, and
-    so run in the null branch; from then on a scale without it runs cond alone.
+    so run in the null branch; from then on a scale without it runs cond alone. ``precision``:
+    of the blocks' matrix products, in place of the model's dtype.
     """
 
     layout = "terse"
@@ -54,6 +56,7 @@ class PlanStep(Model):
     temperature: PositiveFloat | None = None
     tokens: TokenOption | None = None
     features: FeatureOption | None = None
+    precision: Precision | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> PlanStep:

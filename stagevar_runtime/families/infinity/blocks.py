@@ -200,6 +200,11 @@ class Block(nn.Module):
         self.sa.prepare()
         self.ca_norm.float()
 
+    def products(self) -> dict[str, Layer]:
+        """Every linear layer."""
+        fc2 = self.ffn.fc2
+        return {**self.layers(), "fc2": Layer(fc2, fc2.weight, fc2.bias)}
+
     def layers(self) -> dict[str, Layer]:
         """The layers that features can narrow."""
         sa, ca, fc1 = self.sa, self.ca, self.ffn.fc1

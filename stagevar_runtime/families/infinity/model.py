@@ -31,6 +31,7 @@ from ...model.protocol import (
 )
 from ...model.sampling import Drawn, Noise, Sampling, ScaleSampling, draw
 from ...options.low_rank import LowRank
+from ...options.precision import Precisions
 from ..parts.rope import at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
 from .blocks import InfinityConfig, Transformer
@@ -91,6 +92,7 @@ class Infinity(ScaleModel):
             self._level_before = frozenset(r.start for r in chunks or _singles(config.depth))
         groups = chunks or split_depth(config.depth, GROUPS)
         self.low_rank = LowRank([block.layers() for block in self.blocks], groups)
+        self.precisions = Precisions([block.products() for block in self.blocks])
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,

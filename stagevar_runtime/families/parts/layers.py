@@ -179,7 +179,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, narrow: LowRankLayers = WHOLE) -> Tensor:
         fc1 = self.fc1
         run = self.kernels.gelu or gelu_linear
-        return self.fc2(run(x, fc1.weight, fc1.bias, narrow.get("fc1")))
+        hidden = run(x, fc1.weight, fc1.bias, narrow.get("fc1"))
+        return self.fc2(hidden, narrow.get("fc2"))
 
 
 class GatedFeedForward(nn.Module):

@@ -242,12 +242,13 @@ def scales_of(count: int) -> tuple[ScaleSpec, ...]:
 def test_presets_compile(name: str, count: int) -> None:
     hart = (ScaleSpec(0, 1, 1, 300), *scales_of(count)[1:-1])
     hart = (*hart, replace(scales_of(count)[-1], kind="final"))
-    star = info_of(branches=("cond",), rows_independent=False)
+    layers = {"fc1": 256}
+    star = info_of(branches=("cond",), rows_independent=False, layers=layers)
     for info, scales in (
-        (info_of(), scales_of(count)),
-        (info_of(depth=32, groups=split_depth(32, 8)), scales_of(count)),
+        (info_of(layers=layers), scales_of(count)),
+        (info_of(depth=32, groups=split_depth(32, 8), layers=layers), scales_of(count)),
         (star, scales_of(count)),
-        (info_of(guidance="ramp", guidance_held=True), hart),
+        (info_of(guidance="ramp", guidance_held=True, layers=layers), hart),
     ):
         plan = compile_plan(preset(name, info, scales), info, scales, SAMPLING)
         assert plan != compile_plan((), info, scales, SAMPLING)

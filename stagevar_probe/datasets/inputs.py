@@ -15,6 +15,19 @@ import torch
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel
 
+from .lines import lines_of, prompt_of, read_lines, rows_of
+
+__all__ = [
+    "Inputs",
+    "balanced_labels",
+    "builtin_prompts",
+    "given_labels",
+    "prompts_beside",
+    "prompts_from",
+    "read_lines",
+    "split_prompts",
+]
+
 HELD_OUT_SEED = 1_000_003  # held-out images never share a seed with calibration images
 
 Encode = Callable[[Sequence[str]], Conditioning]
@@ -104,41 +117,14 @@ def split_prompts(path: Path, held_out: bool) -> list[str]:
         CalibrationError: a line is no such object, or the split has none.
     """
     wanted = "held_out" if held_out else "calibration"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [str(row["prompt"]) for row in rows if row["split"] == wanted]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(
-            f"{path}: {error!r}; expected lines of JSON with 'prompt' and 'split'"
-        ) from error
+    rows = [(f"{path}, line {n}", row) for n, row in rows_of(path, lines_of(path))]
+    for where, row in rows:
+        if "split" not in row:
+            raise CalibrationError(f"{where}: expected lines of JSON with 'prompt' and 'split'")
+    found = [prompt_of(row, where) for where, row in rows if row["split"] == wanted]
     if not found:
         raise CalibrationError(f'{path}: no line says "split": "{wanted}"')
     return found
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Prompts or labels of a ``.txt`` (one a line) or ``.jsonl`` file (``prompt`` or ``label``).
-
-    Raises:
-        CalibrationError: the file cannot be read or a line says neither.
-    """
-    path = Path(path)
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read as text ({error})") from error
-    if path.suffix != ".jsonl":
-        return lines
-    out = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            out.append(str(row["prompt"] if "prompt" in row else row["label"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CalibrationError(
-                f"{path}, line {number}: expected a JSON object with 'prompt' or 'label'"
-            ) from error
-    return out
 
 
 def given_labels(
@@ -149,7 +135,7 @@ def given_labels(
         labels = [int(line) for line in lines]
     except ValueError as error:
         raise CalibrationError(f"{name}: {error}; this model takes class numbers") from error
-    model.condition(labels=torch.tensor(labels))
+    model.condition(labels=labels)
     start = (HELD_OUT_SEED if held_out else 0) + 7919 * seed
     items = tuple(labels[i % len(labels)] for i in range(count))
     return Inputs(name, items, tuple(start + i for i in range(count)))

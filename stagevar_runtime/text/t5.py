@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ INFINITY_ENCODER = "google/flan-t5-xl"
 MAX_LENGTH = 512
 
 Parts = tuple[Any, Any]  # tokenizer and encoder, called as those of transformers
+
+
+logger = logging.getLogger("stagevar_runtime")
 
 
 class T5Encoder:
@@ -110,6 +114,7 @@ class T5Encoder:
                     f"prompt {prompt[:40]!r}... has {length} tokens, expected at most "
                     f"{self.max_length}. Shorten it"
                 )
+        _warn_unknown(prompts, tokens["input_ids"], getattr(tokenizer, "unk_token_id", None))
         out = encoder(
             input_ids=tokens["input_ids"].to(self.device), attention_mask=mask.to(self.device)
         )
@@ -169,3 +174,17 @@ class T5Encoder:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save({"text": features.cpu().contiguous()}, {"prompt": prompt}))
+
+
+def _warn_unknown(prompts: Sequence[str], ids: Tensor, unknown: int | None) -> None:
+    """Say so where the tokenizer knew hardly a token of a prompt: it will not be drawn."""
+    if unknown is None:
+        return
+    for prompt, row in zip(prompts, ids, strict=True):
+        missed = int((row == unknown).sum())
+        if 2 * missed >= max(2, int((row > 1).sum())):  # 0 pads, 1 ends
+            logger.warning(
+                "the text encoder knows hardly a token of %r (%d are unknown to it): translate it",
+                prompt[:60],
+                missed,
+            )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,15 +20,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, StagevarError, one_line
+from ..model.inputs import prompts as checked_prompts
 
 SUFFIX = ".words.safetensors"
-_WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
+_WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 _LISTED = 60  # words that an error lists at most
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text: letters without accents, digits, hyphens and apostrophes inside."""
-    return _WORD.findall(text.lower())
+    """The words of a text: letters and digits of any script, hyphens and apostrophes inside.
+
+    What is neither punctuation nor space stands for itself (an emoji, an accent), so that no part
+    of a prompt is passed over.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    words: list[str] = []
+    end = 0
+    for match in _WORD.finditer(text):
+        words += [*_symbols(text[end : match.start()]), match[0]]
+        end = match.end()
+    return words + _symbols(text[end:])
+
+
+def _symbols(between: str) -> list[str]:
+    """Characters that are no punctuation, space or control character."""
+    return [c for c in between if unicodedata.category(c)[0] not in "PZC"]
 
 
 class _Block(nn.Module):
@@ -68,7 +85,7 @@ class WordEncoder(nn.Module):
         Raises:
             StagevarError: a prompt is empty, too long, or has a word that is not in the list.
         """
-        rows = [self._numbers(prompt) for prompt in prompts]
+        rows = [self._numbers(prompt) for prompt in checked_prompts(prompts)]
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)

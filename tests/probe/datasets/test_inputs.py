@@ -5,6 +5,7 @@ pytest tests/probe/datasets/test_inputs.py
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -114,3 +115,60 @@ def test_given_labels(tiny_var: VAR) -> None:
         given_labels(tiny_var, ["cat"], "l.txt", 5, 0, False)
     with pytest.raises(StagevarError, match="expected labels from 0 to 4"):
         given_labels(tiny_var, ["5"], "l.txt", 5, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", b"\xef\xbb\xbfa red circle\n", ["a red circle"]),
+        ("a.jsonl", b'\xef\xbb\xbf{"prompt": "a cat"}\r\n', ["a cat"]),
+        ("a.jsonl", '{"prompt": "a\u2028cat"}\n'.encode(), ["a\u2028cat"]),
+        (
+            "a.txt",
+            "wait\u0085a cat\u2029\x0b\x0cb\rc\r\nd".encode(),
+            ["wait\x85a cat\u2029\x0b\x0cb\rc", "d"],
+        ),
+        ("a.JSONL", b'{"prompt": "a cat"}', ["a cat"]),
+        ("a.TXT", b"a cat", ["a cat"]),
+        ("a.ndjson", b'{"label": "3"}', ["3"]),
+        ("a", b"a cat", ["a cat"]),
+        ("a.txt", b'{"prompt": "a cat"}\n{"prompt": "b"}', ["a cat", "b"]),
+        ("a.txt", b"", []),
+    ],
+)
+def test_files_as_people_have_them(
+    tmp_path: Path, name: str, content: bytes, expected: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_lines(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"prompt": null}'),
+        ("a.jsonl", b'{"prompt": ""}'),
+        ("a.jsonl", b'{"prompt": 3}'),
+        ("a.jsonl", b'{"prompt": "\\ud800"}'),
+        ("a.jsonl", b'{"label": null}'),
+        ("a.jsonl", b'{"label": true}'),
+        ("a.jsonl", b'{"label": 1.5}'),
+        ("a.jsonl", b"[" * 100_000),
+        ("a.json", b'[{"prompt": "a"}]'),
+        ("a.csv", b"a cat"),
+        ("a.txt", "a cat".encode("utf-16")),
+        ("a.txt", b"a\0cat"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"expected"):
+        read_lines(tmp_path / name)
+
+
+def test_special_files_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    for path in (tmp_path / "p.txt", tmp_path / "loop.txt", tmp_path / "a\0.txt", tmp_path):
+        with pytest.raises(CalibrationError, match=r"cannot be read|suffix"):
+            read_lines(path)

@@ -96,3 +96,23 @@ def test_an_error_lists_sixty_words_of_many_at_most() -> None:
 
 def test_split_words_keeps_hyphens_and_apostrophes() -> None:
     assert split_words("T-Rex, a woman's hat; 3D style!") == "t-rex a woman's hat 3d style".split()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a red \u5706 circle", "\u5706"),
+        ("a \u043a\u0440\u0430\u0441\u043d\u044b\u0439 circle", "\u043a\u0440\u0430\u0441"),
+        ("a red circle \U0001f642", "\U0001f642"),
+        ("a red circle e\u0301", "\u00e9"),
+        ("a red + circle", r"\+"),
+        ("a red \u0661 circle", "\u0661"),
+    ],
+)
+def test_words_of_any_script_are_not_passed_over(text: str, word: str) -> None:
+    encoder = WordEncoder(("a", "red", "circle"), 6, 16, 1, 2).eval()
+    with pytest.raises(StagevarError, match=f"knows no word '{word}"):
+        encoder.numbered([text])
+    plain = encoder.numbered(["a red circle"])[0]
+    for same in ("A Red, circle!", "a\u00a0red\u3000circle\u2026", "\uff41 red \u201ccircle\u201d"):
+        assert torch.equal(encoder.numbered([same])[0], plain)

@@ -33,7 +33,7 @@ def load(
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
     text_encoder: str | Path | Encode | None = None,
-    compile: str = "off",
+    compile: str = "auto",
     local_files_only: bool = False,
     emulate: bool = False,
 ) -> Pipeline:
@@ -53,8 +53,8 @@ def load(
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
-        compile: ``off``, ``graphs``, ``auto`` or ``max``: see ``accelerate/modes.py``. The first
-            images pay for it.
+        compile: ``auto`` makes the model fast on CUDA and does nothing on a CPU; ``off``,
+            ``graphs`` or ``max``: see ``accelerate/modes.py``. The first images of a shape pay.
         local_files_only: ask the Hub for nothing: what its cache has must do.
         emulate: run products that a plan asks for in fewer bits by their definition, at no gain:
             what they lose can then be measured on a device without such products.
@@ -129,8 +129,7 @@ def _load(
     pipeline = Pipeline(model, source, encode if callable(encode) else None)
     if emulate and model.info.layers:
         precisions_of(model).emulate = True
-    if compile != "off":
-        pipeline.fast = accelerate(model, compile)
+    pipeline.fast = accelerate(model, compile)
     pipeline.use_profile(profile, strict=strict)
     return pipeline
 

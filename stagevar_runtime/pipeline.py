@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -67,6 +68,7 @@ class Pipeline(DiffusersStyle):
         self.again: Callable[[], Pipeline] | None = None
         self._profile_path = MEMORY
         self.fast = Acceleration()
+        self._lock = threading.RLock()
         self._firsts: LRU[float] = LRU(SHAPES_KEPT)
         self._first_ms = self._last_ms = 0.0
         self._steps: tuple[PlanStep, ...] = ()
@@ -311,16 +313,17 @@ class Pipeline(DiffusersStyle):
                 check_per_scale(name, getattr(sampling, name), len(scales))
         plan = self._compile(self._steps_for(scales), scales, sampling)
         begun = time.perf_counter()
-        made = self.fast.attempt(
-            self.model,
-            partial(
-                engine.generate,
-                *(self.model, self.condition(**inputs), plan),
-                seed=seed,
-                observer=observer,
-                graphs=self.fast.graphs,
-            ),
-        )
+        with self._lock:  # graphs have one memory: another thread waits for its turn
+            made = self.fast.attempt(
+                self.model,
+                partial(
+                    engine.generate,
+                    *(self.model, self.condition(**inputs), plan),
+                    seed=seed,
+                    observer=observer,
+                    graphs=self.fast.graphs,
+                ),
+            )
         made.text_ms, self._last_ms = text_ms, 1000 * (time.perf_counter() - begun)
         shape = (tuple(replace(step, asked=None) for step in plan), made.images.shape)
         self._first_ms = self._firsts.get(shape, lambda: self._last_ms)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.loop.backward import storing
-from stagevar_runtime.loop.engine import UNSEEN, Observer, advance, start
+from stagevar_runtime.loop.engine import UNSEEN, Observer, advance, network_of, start, with_settings
 from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
@@ -276,6 +276,7 @@ Visit = Callable[[str, Tensor], None]
 
 
 @torch.inference_mode()
+@with_settings
 def run_chunk(
     model: ScaleModel,
     inputs: Inputs,
@@ -305,6 +306,7 @@ def run_chunk(
         }
         trunk = _storing(plain, plans.values())
         state = start(model, conditioning, trunk, list(inputs.seeds))
+        network = network_of(model, state)
         results: dict[str, Tensor] = {}
         for step in trunk:
             k = step.scale.index
@@ -312,9 +314,10 @@ def run_chunk(
                 if intervention.scale == k and plans[intervention.name][k:] != plain[k:]:
                     twin = state.fork()
                     for changed in plans[intervention.name][k:]:
-                        advance(model, twin, changed)
+                        advance(model, twin, changed, network=network)
                     results[intervention.name] = model.decode(twin)
-            advance(model, state, step, observer=observer if schedule == PUBLISHED else UNSEEN)
+            seen = observer if schedule == PUBLISHED else UNSEEN
+            advance(model, state, step, observer=seen, network=network)
         name = EXACT if schedule == PUBLISHED else schedule
         visit(name, model.decode(state))
         for arm_name, images in results.items():

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loop.plan import Plan, ScaleStep
+from ..loop.plan import ScaleStep
 from ..loop.scale import Network, Ran, Watch, run_step
 from ..model.kvcache import KVBuffer
 from ..model.lru import LRU
@@ -256,7 +256,7 @@ class Graphs:
         self._live: weakref.ref[State] | None = None
         self._failures = 0
 
-    def begin(self, state: State, plan: Plan | None = None) -> Network:
+    def begin(self, state: State) -> Network:
         """What runs the scales of any plan from this fresh ``state`` and from its forks.
 
         While another state is alive there, this one runs eagerly.

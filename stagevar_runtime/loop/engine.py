@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import StagevarError
+from ..kernels.settings import running
 from ..model.kvcache import cache_bytes
 from ..model.protocol import Conditioning, ScaleModel, ScaleSpec, State
 from ..model.sampling import Drawn, Noise
@@ -122,11 +123,29 @@ class Clock:
 class Networks(Protocol):
     """Makes what runs the transformer of one generation: recorded graphs, or whatever is faster."""
 
-    def begin(self, state: State, plan: Plan) -> Network:
-        """What runs the scales of ``plan`` from this fresh ``state``."""
+    def begin(self, state: State) -> Network:
+        """What runs the scales of any plan from this fresh ``state`` and from its forks."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_settings(
+    function: Callable[Concatenate[ScaleModel, P], R],
+) -> Callable[Concatenate[ScaleModel, P], R]:
+    """The settings of PyTorch that the model needs hold while ``function`` runs."""
+
+    @wraps(function)
+    def entered(model: ScaleModel, *args: P.args, **kwargs: P.kwargs) -> R:
+        with running(model.device, model.dtype):
+            return function(model, *args, **kwargs)
+
+    return entered
 
 
 @isolated
+@with_settings
 def generate(
     model: ScaleModel,
     conditioning: Conditioning,
@@ -143,7 +162,8 @@ def generate(
             schedule; None is the exact path.
         seed: one number (the whole batch draws from one generator, as published) or one per image.
         observer: watches; the transformer then runs eagerly.
-        graphs: records the transformer's work and replays it, where nobody watches.
+        graphs: records the transformer's work and replays it, where nobody watches; None is the
+            model's own, where it was made fast.
 
     The result is the same in any surroundings (:mod:`..model.surroundings`), of normal tensors.
 
@@ -154,7 +174,7 @@ def generate(
     clock = Clock(model.device)
     clock.mark()
     state = start(model, conditioning, plan, seed)
-    timed = clock.timed(graphs.begin(state, plan) if graphs else run_step)
+    timed = clock.timed(network_of(model, state, graphs))
     ids, held = [], []
     with refused_draws(model, state):
         for step in plan:
@@ -185,6 +205,7 @@ def generate(
 
 
 @isolated
+@with_settings
 def replay(
     model: ScaleModel,
     conditioning: Conditioning,
@@ -225,6 +246,12 @@ def start(
     scales = tuple(step.scale for step in plan)
     guided = any("null" in step.branches for step in plan)
     return model.begin(conditioning.to(model.device), scales, noise, guided)
+
+
+def network_of(model: ScaleModel, state: State, graphs: Networks | None = None) -> Network:
+    """What runs the scales of a fresh ``state`` and of its forks: graphs, or plain calls."""
+    graphs = graphs or model.networks
+    return graphs.begin(state) if graphs else run_step
 
 
 def advance(

@@ -247,6 +247,7 @@ class ScaleModel(Protocol):
     ``low_rank``: a :class:`~stagevar_runtime.options.low_rank.LowRank` where ``info`` names layers;
     ``precisions``: a :class:`~stagevar_runtime.options.precision.Precisions` there, too.
     ``kernels``: the fused ones that are mounted, which a family hands to what uses them.
+    ``networks``: what runs its transformer otherwise than by plain calls, where it was made fast.
     ``unused_tensors``: names that a fingerprint leaves out (masks, other training-only buffers).
     """
 
@@ -260,6 +261,7 @@ class ScaleModel(Protocol):
     low_rank: object | None = None
     precisions: object | None = None
     kernels: Kernels = NONE
+    networks: Any = None
     unused_tensors: tuple[str, ...] = ()
 
     @abstractmethod

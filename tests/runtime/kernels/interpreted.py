@@ -198,3 +198,48 @@ def test_a_wrong_kernel_is_left_out(name: str) -> None:
     assert mounted.disagreement(name, wrong, cpu, dtype).startswith("off by")
     said = mounted.disagreement(name, broken, cpu, dtype)
     assert said == "RuntimeError: PTX was compiled with an unsupported toolchain"
+
+
+def models():
+    from conftest import prompts, tiny_infinity, var_states
+    from tiny_families import features, tiny_hart, tiny_star, tiny_switti
+
+    from stagevar_runtime.families.var import VAR
+
+    cpu = torch.device("cpu")
+    yield VAR.from_tensors(*var_states(), cpu, torch.float32), lambda m: m.condition(labels=[1, 2])
+    yield tiny_infinity({"schedule": "1x1 2x2 4x4"}), lambda m: m.condition(**prompts((3, 5)))
+    for make in (tiny_switti, lambda: tiny_switti(causal=True), tiny_star, tiny_hart):
+        yield make(), lambda m: features(m, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(6))
+def test_families_run_on_kernels(number: int) -> None:
+    """Logits, canvas and picture of the same ids, with kernels and with their definitions."""
+    from stagevar_runtime.accelerate.modes import accelerate
+    from stagevar_runtime.loop.engine import generate, replay
+
+    model, condition = list(models())[number]
+    inputs, ran = condition(model), []
+
+    def counted(name, run):
+        def call(*args):
+            ran.append(name)
+            return run(*args)
+
+        return call
+
+    made = generate(model, inputs, seed=3)
+    wanted = replay(model, inputs, made.ids, seed=3)
+    found, _ = mounted.fused(torch.device("cpu"), torch.float32)
+    counting = {name: counted(name, getattr(found, name)) for name in found.names()}
+    accelerate(model, "auto", kernels=mounted.Kernels(**counting))
+    got = replay(model, inputs, made.ids, seed=3)
+    for a, b in zip(got.logits, wanted.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.image, wanted.image, atol=1e-4, rtol=0)
+    again = generate(model, inputs, seed=3)
+    assert all(map(torch.equal, again.ids, made.ids))
+    bits = {"draw"} if model.info.bits else set()
+    assert set(ran) == {"add_norm", "split", "group_norm"} | bits

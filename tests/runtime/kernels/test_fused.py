@@ -37,6 +37,14 @@ def test_kernels_equal_their_definitions_when_interpreted() -> None:
 
 
 @triton
+@pytest.mark.slow
+def test_families_run_on_interpreted_kernels() -> None:
+    options = ("-m", "slow", "-p", "no:cacheprovider", "--no-header", "-W", "default")
+    said = run("-m", "pytest", *options, str(HERE / "interpreted.py"), TRITON_INTERPRET="1")
+    assert "6 passed" in said
+
+
+@triton
 @pytest.mark.parametrize(
     ("chip", "how"),
     [("sm_90", "few"), *(pytest.param(f"sm_{n}", "all", marks=pytest.mark.slow) for n in CHIPS)],

@@ -14,26 +14,14 @@ import pytest
 import torch
 from conftest import infinity_states, write_tiny
 from PIL import Image
-from safetensors.torch import save_file
+from tiny_files import RED, seeded, write_infinity
 from torch import Tensor
 
 from stagevar_runtime import Pipeline, StagevarError, load
 from stagevar_runtime.profile import PlanStep
 from stagevar_runtime.text import ClipEncoder, QwenEncoder, T5Encoder, TextEncoder
-from stagevar_runtime.text.words import SUFFIX, WordEncoder, save_words
 
-RED, BLUE = "a red cube", "a blue ball"
-
-
-def write_infinity(folder: Path) -> Path:
-    """A random Infinity of four scales as files, with a word encoder of its own."""
-    transformer, tokenizer = infinity_states()
-    save_file(transformer, folder / "tiny.safetensors", {"stagevar.schedule": "1x1 2x2 3x3 4x4"})
-    torch.save(tokenizer, folder / "infinity_vae_tiny.pth")
-    torch.manual_seed(0)
-    words = WordEncoder(["a", "red", "blue", "cube", "ball", "blurry"], 12, 24, depth=1, heads=2)
-    save_words(folder / f"tiny{SUFFIX}", words)
-    return folder / "tiny.safetensors"
+BLUE = "a blue ball"
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +32,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pipe(path: Path) -> Pipeline:
     return load(path, profile=None)
-
-
-def seeded(*seeds: int) -> Any:
-    made = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return made[0] if len(made) == 1 else made
 
 
 def drawn(pipe: Pipeline, **how: Any) -> Tensor:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import write_tiny
 from hub_server import Files, Hub
-from test_diffusers_style import RED, seeded, write_infinity
+from tiny_files import RED, seeded, write_infinity
 
 from stagevar_runtime import CheckpointError, Pipeline, Profile, ProfileError, StagevarError, load
 from stagevar_runtime.hub import HubName, local_checkpoint, output_beside, snapshot_of

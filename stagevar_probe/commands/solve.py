@@ -16,9 +16,9 @@ from stagevar_runtime.profile import write_profile
 
 from ..calibrate.profile import build_profile
 from ..files import check_writable, stem_of, write_whole
-from ..measure.measurements import Measurements, load_measurements
+from ..measure.measurements import Measurements, load_measurements, without_bases
 from ..measure.validation import Validation
-from ..observe.pca import measured_ranks, without_bases
+from ..observe.pca import measured_ranks
 from ..solve.build import frontier_point, problem_from, steps_of
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagevar_runtime.errors import CalibrationError, one_line
+from stagevar_runtime.options.low_rank import Bases
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
@@ -264,3 +265,18 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def without_bases(measured: Measurements, bases: Bases | None) -> Measurements:
+    """The measurements less the interventions whose directions are not at hand."""
+    held: dict[int, int] = {}
+    for place, vectors in bases.vectors.items() if bases else ():
+        held[place[0]] = vectors.shape[1]
+    interventions = [
+        intervention
+        for intervention in measured.interventions
+        if intervention.features is None
+        or (option := measured.space.features[intervention.features]).basis != "pca"
+        or option.rank <= held.get(intervention.scale, 0)
+    ]
+    return replace(measured, interventions=interventions)

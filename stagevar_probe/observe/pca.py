@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from stagevar_runtime.options.low_rank import Bases, LowRank, Place, low_rank_of
 from stagevar_runtime.profile import PlanStep
 
 from ..datasets.inputs import Inputs
-from ..measure.measurements import Measurements
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 BASIS_IMAGES = 32  # images whose inputs the directions are measured on
@@ -127,18 +125,3 @@ def measured_ranks(plans: Iterable[Plan | Sequence[PlanStep]]) -> dict[int, int]
         if low_rank is not None and low_rank.basis == "pca":
             ranks[scale] = max(ranks.get(scale, 0), low_rank.rank)
     return ranks
-
-
-def without_bases(measured: Measurements, bases: Bases | None) -> Measurements:
-    """The measurements less the interventions whose directions are not at hand."""
-    held: dict[int, int] = {}
-    for place, vectors in bases.vectors.items() if bases else ():
-        held[place[0]] = vectors.shape[1]
-    interventions = [
-        intervention
-        for intervention in measured.interventions
-        if intervention.features is None
-        or (option := measured.space.features[intervention.features]).basis != "pca"
-        or option.rank <= held.get(intervention.scale, 0)
-    ]
-    return replace(measured, interventions=interventions)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.mounted import NONE, Kernels, mount
+from ..kernels.mounted import mount
+from ..kernels.slots import NONE, Kernels
 from .recorder import Recorder
 
 logger = logging.getLogger("stagevar_runtime")

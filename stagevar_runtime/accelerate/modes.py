@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from ..errors import StagevarError
-from ..kernels.mounted import NONE, Kernels, fused, mount
+from ..kernels.mounted import fused, mount
 from ..kernels.settings import cudnn_first
+from ..kernels.slots import NONE, Kernels
 from ..model.protocol import ScaleModel
 from .compiled import compile_model
 from .graphs import Graphs

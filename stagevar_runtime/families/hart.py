@@ -16,8 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
@@ -33,7 +31,7 @@ from ..model.protocol import (
     tile_on,
 )
 from ..model.sampling import Drawn, Noise, Sampling, ScaleSampling
-from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.codebook import CodebookModel
 from .parts.diffusion import DiffusionHead, NumberEmbedding, denoising_steps
 from .parts.layers import Attention, FeedForward, GatedFeedForward, Head, RMSNorm, ada_linear
 from .parts.rope import at_positions, grid_angles, text_angles
@@ -188,14 +186,13 @@ class HART(CodebookModel):
     family = "hart"
     tokenizer_patterns = ("../tokenizer", "tokenizer")
     unused_tensors = UNUSED_BUFFERS
-    options: tuple[str, ...] = ()
+    config_type, network_type = HARTConfig, Transformer
+    float32 = FLOAT32
 
     def __init__(
         self, config: HARTConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
     ) -> None:
-        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
-        self.dtype, self.device = dtype, transformer.word_embed.weight.device
-        self.blocks = list(transformer.blocks)
+        super().__init__(config, transformer, tokenizer, dtype)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -222,43 +219,6 @@ class HART(CodebookModel):
     def recognise(names: Mapping[str, Any]) -> bool:
         """Whether tensor names are a HART's."""
         return {"diffloss.net.input_proj.weight", "context_embed.weight"} <= names.keys()
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        opened: Checkpoint,
-        tokenizer: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        options: Mapping[str, Any],
-    ) -> HART:
-        """Build from the published ``llm`` and ``tokenizer`` directories."""
-        said = opened.config or {}
-        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype, said)
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        tokenizer: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        said: Mapping[str, Any] | None = None,
-    ) -> HART:
-        """Build from published state dicts; ``said`` is the content of ``config.json``.
-
-        Raises:
-            CheckpointError: tensors are missing, left over or of the wrong shape, or the tokenizer
-                has another vocabulary.
-            UnsupportedModelError: a variant that was never published.
-        """
-        config = HARTConfig.from_tensors(tensors, said or {})
-        prefix = "vae." if any(name.startswith("vae.") for name in tokenizer) else ""
-        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device, prefix)
-        with torch.device("meta"):
-            transformer = Transformer(config)
-        load_exactly(transformer, tensors, device, dtype, keep=FLOAT32, unused=UNUSED_BUFFERS)
-        return cls(config, transformer.eval().requires_grad_(False), vqvae, dtype)
 
     def scales(self) -> tuple[ScaleSpec, ...]:
         """The schedule the checkpoint was trained with: text first, diffusion last."""
@@ -302,11 +262,7 @@ class HART(CodebookModel):
         )
 
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """Embed the text and compute every block's modulation, once for all scales."""
         t, given = self.transformer, conditioning.rows(guided)
@@ -318,10 +274,8 @@ class HART(CodebookModel):
         highest = text.amax(1)  # over the padding too, as trained
         pooled = highest if self.config.pooling == "max" else average
         head = t.head_nm.ada_lin(highest.float()).unflatten(1, (1, 2, -1))
-        return State(
-            scales=scales,
-            batch=conditioning.batch,
-            branches=("cond", "null") if guided else ("cond",),
+        return State.fresh(
+            *(conditioning, scales, noise, guided),
             kv=empty_caches(self.config.depth),
             rows={
                 "text": text,
@@ -330,7 +284,6 @@ class HART(CodebookModel):
                 "head": head,
             },
             canvas=self.blank_canvas(conditioning.batch, scales[-1]),
-            noise=noise,
         )
 
     def _modulation(self, block: Any, average: Tensor, pooled: Tensor) -> Modulation:

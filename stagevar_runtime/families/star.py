@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
@@ -34,7 +33,7 @@ from ..model.protocol import (
     tile_on,
 )
 from ..model.sampling import Noise, Sampling
-from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.codebook import CodebookModel
 from .parts.layers import Attention, FeedForward, TextAttention
 from .parts.rope import at_positions, axial_angles
 from .parts.text_inputs import additive, text_and_pooled
@@ -48,6 +47,10 @@ SCHEDULES = {
     1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
 UNUSED = ("class_emb.weight", "lvl_1L", "attn_bias_for_masking")  # trained along, never read
+GUESSED = (
+    "10 scales do not tell 256 from 512 pixels, 256 was taken: pass "
+    "options={'resolution': 512} for the other"
+)
 LEAK = (
     "star adds the cross-attention of the cond row to the null row too, as its weights were "
     "trained: prompts of a batch are kept apart, and the null branch cannot run alone"
@@ -215,19 +218,14 @@ class STAR(CodebookModel):
     draw_first = False
     tokenizer_patterns = ("[vV][aA][eE]*.pth", "[vV][aA][eE]*.safetensors")
     unused_tensors = UNUSED
+    config_type, network_type = STARConfig, Transformer
+    float32 = ("head_logits",)
     options = ("resolution", "patch_nums", "rope_norm", "rope_theta", "logit_norm")
 
     def __init__(
-        self,
-        config: STARConfig,
-        transformer: Transformer,
-        tokenizer: VQVAE,
-        dtype: torch.dtype,
-        notes: tuple[str, ...] = (),
+        self, config: STARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
     ) -> None:
-        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
-        self.dtype, self.device = dtype, transformer.pos_start.device
-        self.blocks = list(transformer.blocks)
+        super().__init__(config, transformer, tokenizer, dtype)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -240,7 +238,7 @@ class STAR(CodebookModel):
             inputs=("context", "pooled", "mask"),
             optional_inputs=("null_context", "null_pooled", "null_mask"),
             config=asdict(config),
-            notes=(LEAK, *notes),
+            notes=(LEAK,),
         )
         self.default_sampling = Sampling(guidance=4.5, top_k=600, top_p=0.8)
         width = config.width // config.heads
@@ -258,46 +256,16 @@ class STAR(CodebookModel):
         """Whether tensor names are a STAR's, the sampler variant included."""
         return {"head_logits.weight", "encoder_proj.weight"} <= names.keys()
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        opened: Checkpoint,
-        tokenizer: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        options: Mapping[str, Any],
-    ) -> STAR:
-        """Build from opened files."""
-        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype, options)
+    @staticmethod
+    def settings(opened: Checkpoint, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the caller says: these checkpoints come without a ``config.json``."""
+        return options
 
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        tokenizer: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        options: Mapping[str, Any] | None = None,
-    ) -> STAR:
-        """Build from published state dicts.
-
-        Raises:
-            CheckpointError: tensors are missing, left over or of the wrong shape, or the tokenizer
-                has another vocabulary.
-            UnsupportedModelError: the sampler variant, or an ablation.
-        """
-        config = STARConfig.from_tensors(tensors, options or {})
-        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
-        with torch.device("meta"):
-            transformer = Transformer(config)
-        load_exactly(transformer, tensors, device, dtype, keep=("head_logits",), unused=UNUSED)
-        guessed = not {"resolution", "patch_nums"} & set(options or {}) and len(config.sides) == 10
-        notes = (
-            "10 scales do not tell 256 from 512 pixels, 256 was taken: pass "
-            "options={'resolution': 512} for the other",
-        )
-        transformer.eval().requires_grad_(False)
-        return cls(config, transformer, vqvae, dtype, notes if guessed else ())
+    @staticmethod
+    def guesses(config: STARConfig, said: Mapping[str, Any]) -> tuple[str, ...]:
+        """The schedule, where tensors and options leave it open."""
+        open_ = len(config.sides) == 10 and not {"resolution", "patch_nums"} & set(said)
+        return (GUESSED,) if open_ else ()
 
     def condition(
         self,
@@ -327,11 +295,7 @@ class STAR(CodebookModel):
         )
 
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """Project the pooled text and compute keys and values of the cond rows' text, once.
 
@@ -339,16 +303,13 @@ class STAR(CodebookModel):
         """
         t, cond = self.transformer, conditioning.cond
         context = cond["context"].to(self.dtype)
-        return State(
-            scales=scales,
-            batch=conditioning.batch,
-            branches=("cond", "null") if guided else ("cond",),
+        return State.fresh(
+            *(conditioning, scales, noise, guided),
             kv=empty_caches(self.config.depth),
             rows={"start": t.encoder_proj(conditioning.rows(guided)["pooled"].to(self.dtype))},
             canvas=self.blank_canvas(conditioning.batch, scales[-1]),
-            noise=noise,
             extra={
-                "text": [b.cross_attn.keys_values(context) for b in t.blocks],  # type: ignore[operator,union-attr]
+                "text": [b.cross_attn.keys_values(context) for b in t.blocks],
                 "mask": additive(cond["mask"], self.dtype),
             },
         )

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError
 from ..kernels.attention import attend
 from ..kernels.heads import Heads, Rotation, split_heads
 from ..kernels.linear import Linear
-from ..kernels.mounted import NONE, Kernels
 from ..kernels.norms import PLAIN, Residual
+from ..kernels.slots import NONE, Kernels
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Branch,
@@ -33,7 +31,7 @@ from ..model.protocol import (
     tile_on,
 )
 from ..model.sampling import Noise, Sampling
-from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.codebook import CodebookModel
 from .parts.layers import (
     FeedForward,
     Fourier,
@@ -225,14 +223,12 @@ class Switti(CodebookModel):
     draw_first = False
     tokenizer_patterns = ("../[vV][qQ][vV][aA][eE]*", "[vV][qQ][vV][aA][eE]*")
     unused_tensors = UNUSED_BUFFERS
-    options: tuple[str, ...] = ()
+    config_type, network_type = SwittiConfig, Transformer
 
     def __init__(
         self, config: SwittiConfig, transformer: Transformer, tokenizer: Any, dtype: torch.dtype
     ) -> None:
-        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
-        self.dtype, self.device = dtype, transformer.pos_start.device
-        self.blocks = list(transformer.blocks)
+        super().__init__(config, transformer, tokenizer, dtype)
         self.info = ModelInfo(
             family=self.family,
             depth=config.depth,
@@ -269,41 +265,6 @@ class Switti(CodebookModel):
         """Whether tensor names are a Switti's."""
         return {"text_pooler.weight", "blocks.0.self_attention_norm1.weight"} <= names.keys()
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        opened: Checkpoint,
-        tokenizer: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        options: Mapping[str, Any],
-    ) -> Switti:
-        """Build from the published directories; ``config.json`` may be missing."""
-        said = opened.config or {}
-        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype, said)
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        tokenizer: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        said: Mapping[str, Any] | None = None,
-    ) -> Switti:
-        """Build from published state dicts; ``said`` is the content of ``config.json``.
-
-        Raises:
-            CheckpointError: tensors are missing, left over or of the wrong shape, or the tokenizer
-                has another vocabulary.
-        """
-        config = SwittiConfig.from_tensors(tensors, said or {})
-        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
-        with torch.device("meta"):
-            transformer = Transformer(config)
-        load_exactly(transformer, tensors, device, dtype, unused=UNUSED_BUFFERS)
-        return cls(config, transformer.eval().requires_grad_(False), vqvae, dtype)
-
     def condition(
         self,
         context: Tensor,
@@ -331,31 +292,24 @@ class Switti(CodebookModel):
         )
 
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """Pool the text and compute every block's modulation, keys and values of text, once."""
         t, rows = self.transformer, conditioning.rows(guided)
         condition = t.text_pooler(rows["pooled"].to(self.dtype))
         context = rows["context"].to(self.dtype)
         crop = t.crop_condition() if self.config.crop else None
-        return State(
-            scales=scales,
-            batch=conditioning.batch,
-            branches=("cond", "null") if guided else ("cond",),
+        return State.fresh(
+            *(conditioning, scales, noise, guided),
             kv=empty_caches(self.config.depth) if self.config.causal else [],
             rows={
                 "condition": condition,
-                "blocks": [b.modulation(condition, crop) for b in t.blocks],  # type: ignore[operator]
-                "text": [b.cross_attn.keys_values(b.attention_y_norm(context)) for b in t.blocks],  # type: ignore[operator,union-attr]
+                "blocks": [b.modulation(condition, crop) for b in t.blocks],
+                "text": [b.cross_attn.keys_values(b.attention_y_norm(context)) for b in t.blocks],
                 "mask": additive(rows["mask"], self.dtype),
                 "head": t.head_nm.ada_lin(condition).unflatten(1, (1, 2, -1)),
             },
             canvas=self.blank_canvas(conditioning.batch, scales[-1]),
-            noise=noise,
         )
 
     def embed(self, state: State, scale: ScaleSpec) -> Tensor:

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import load_exactly
 from ..errors import CheckpointError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..kernels.norms import PLAIN, Residual
@@ -32,7 +30,7 @@ from ..model.protocol import (
 from ..model.sampling import Noise, Sampling
 from ..options.low_rank import Layer, LowRank
 from ..options.precision import Precisions
-from .parts.codebook import CodebookModel, checked_tokenizer
+from .parts.codebook import CodebookModel
 from .parts.layers import Attention, FeedForward, Head, ada_linear
 from .tokenizers.vqvae import VQVAE
 
@@ -57,8 +55,12 @@ class VARConfig:
     l2_norm: bool
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> VARConfig:
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], said: Mapping[str, Any] | None = None
+    ) -> VARConfig:
         """Read the configuration off the tensors' shapes (and ``lvl_1L``'s values).
+
+        What was ``said`` beside them does not matter: the tensors tell everything.
 
         Raises:
             CheckpointError: a tensor that every VAR has is missing.
@@ -153,23 +155,17 @@ class VAR(CodebookModel):
     family = "var"
     tokenizer_patterns = ("vae_*.pth", "vae_*.safetensors")
     unused_tensors = UNUSED_BUFFERS
-    options: tuple[str, ...] = ()
+    config_type, network_type = VARConfig, Transformer
+    float32 = ("head", "head_nm")
 
     def __init__(
         self, config: VARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
     ) -> None:
-        self.config, self.transformer, self.tokenizer, self.dtype = (
-            config,
-            transformer,
-            tokenizer,
-            dtype,
-        )
-        self.device = transformer.pos_1LC.device
+        super().__init__(config, transformer, tokenizer, dtype)
         for block in transformer.blocks:
             block.attn.prepare()  # type: ignore[operator,union-attr]
         groups = split_depth(config.depth, GROUPS)
         self.low_rank = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
-        self.blocks = list(transformer.blocks)
         self.precisions = Precisions([block.products() for block in self.blocks])  # type: ignore[operator]
         self.info = ModelInfo(
             family=self.family,
@@ -201,41 +197,6 @@ class VAR(CodebookModel):
             "blocks.0.attn.mat_qkv.weight" in names and "head_nm.ada_lin.1.weight" in names
         )
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        opened: Checkpoint,
-        tokenizer: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        options: Mapping[str, Any],
-    ) -> VAR:
-        """Build from opened files; everything is read off the tensors."""
-        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype)
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        tokenizer: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> VAR:
-        """Build from published state dicts.
-
-        Raises:
-            CheckpointError: tensors are missing, left over, of the wrong shape, or the tokenizer
-                has another vocabulary.
-        """
-        config = VARConfig.from_tensors(tensors)
-        vqvae = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
-        with torch.device("meta"):
-            transformer = Transformer(config)
-        load_exactly(
-            transformer, tensors, device, dtype, keep=("head", "head_nm"), unused=UNUSED_BUFFERS
-        )
-        return cls(config, transformer.eval().requires_grad_(False), vqvae, dtype)
-
     def condition(self, labels: Any) -> Conditioning:
         """Class labels in [0, classes): one, or any list, array or tensor of them."""
         labels = checked_labels(labels, self.config.classes)
@@ -243,11 +204,7 @@ class VAR(CodebookModel):
         return Conditioning({"labels": labels}, {"labels": null})
 
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """Embed the labels and compute every block's modulation, once for all scales."""
         t = self.transformer
@@ -257,18 +214,15 @@ class VAR(CodebookModel):
             if self.config.shared_adaln
             else None
         )
-        return State(
-            scales=scales,
-            batch=conditioning.batch,
-            branches=("cond", "null") if guided else ("cond",),
+        return State.fresh(
+            *(conditioning, scales, noise, guided),
             kv=empty_caches(self.config.depth),
             rows={
                 "condition": condition,
-                "blocks": [b.modulation(condition, shared) for b in t.blocks],  # type: ignore[operator]
+                "blocks": [b.modulation(condition, shared) for b in t.blocks],
                 "head": t.head_nm.ada_lin(condition.float()).unflatten(1, (1, 2, -1)),
             },
             canvas=self.blank_canvas(conditioning.batch, scales[-1]),
-            noise=noise,
         )
 
     def embed(self, state: State, scale: ScaleSpec) -> Tensor:

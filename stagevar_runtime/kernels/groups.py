@@ -8,14 +8,11 @@ passes split over positions. The function :func:`normed` defines what is compute
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .mounted import Kernels
+from .slots import Kernels
 
 MAX_CHANNELS = 2048
 

@@ -9,14 +9,13 @@ a scale, C width, H heads, c head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .mounted import Kernels
+from .slots import Kernels
 
 MAX_WIDTH = 4096
 Rotation = tuple[Tensor, Tensor]

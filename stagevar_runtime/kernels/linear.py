@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quantised import Product
+from .product import Product
 
 PACK_LIMIT = 2 * 2**30  # bytes: VAR-d16 is packed, d20 and larger keep one copy
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -20,30 +19,13 @@ from ..errors import one_line
 from . import heads, norms, pairs
 from .groups import normed as plain_group_norm
 from .linear import fused_gelu_linear, gelu_linear
+from .slots import Kernels
 
 logger = logging.getLogger("stagevar_runtime")
 
 UNITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # in the last place, of 1
 LIMIT = {torch.float32: 1e-5}  # of a difference, against the largest value; else two units
 Checked = tuple[Any, Any]  # what the kernel gives, and its definition
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The fused kernels that modules run, each None where its definition runs."""
-
-    add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
-    split: Callable[..., tuple[Tensor, ...]] | None = None
-    group_norm: Callable[..., Tensor] | None = None
-    draw: Callable[..., Tensor] | None = None
-    gelu: Callable[..., Tensor] | None = None
-
-    def names(self) -> list[str]:
-        """The kernels that are there."""
-        return [f.name for f in fields(self) if getattr(self, f.name) is not None]
-
-
-NONE = Kernels()
 
 
 def mount(module: object, kernels: Kernels) -> None:

@@ -11,14 +11,13 @@ n tokens, C width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .mounted import Kernels
+from .slots import Kernels
 
 MAX_WIDTH = 4096  # a row is normed by one program
 

@@ -9,13 +9,11 @@ pass, with the same roundings, so that the bits are the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .mounted import Kernels
+from .slots import Kernels
 
 
 @dataclass(frozen=True)

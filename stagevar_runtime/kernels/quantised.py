@@ -20,11 +20,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .product import Product
 
 Precision = Literal["int8", "fp8", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -36,17 +38,6 @@ ROUNDS, TRIAL_S = 5, 0.05  # timed at least so often and so long, for each numbe
 TANH = 2 * (2 / torch.pi) ** 0.5  # gelu(x) = x · sigmoid(TANH · (x + CUBE · x³)), tanh's form
 CUBE = 0.044715
 UNSIGNED = 128  # oneDNN takes activations as uint8: this is their zero
-
-
-class Product(Protocol):
-    """Stands in for a linear layer."""
-
-    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """``x`` ``(..., d)`` to ``(..., d_out)`` in its dtype, through a tanh GELU if asked."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of what was made for it."""
 
 
 class Quantised(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import StagevarError
 from ..kernels.linear import LowRankLayers
-from ..kernels.mounted import NONE, Kernels
+from ..kernels.slots import NONE, Kernels
 from .kvcache import KVCache
 from .sampling import Drawn, Noise, Sampling, ScaleSampling
 
@@ -178,6 +178,24 @@ class State:
     null: State | None = None
     sums: list[tuple[str, Tensor]] = field(default_factory=list)
 
+    @classmethod
+    def fresh(
+        cls,
+        conditioning: Conditioning,
+        scales: tuple[ScaleSpec, ...],
+        noise: Noise,
+        guided: bool,
+        *,
+        kv: list[KVCache],
+        rows: dict[str, Any],
+        canvas: Tensor,
+        extra: dict[str, Any] | None = None,
+    ) -> State:
+        """The state before the first scale: both branches' rows, or cond's alone."""
+        branches: tuple[Branch, ...] = ("cond", "null") if guided else ("cond",)
+        batch = conditioning.batch
+        return cls(scales, batch, branches, kv, rows, canvas, noise, extra=extra or {})
+
     @property
     def guided(self) -> bool:
         """Whether both branches are still there."""
@@ -274,11 +292,7 @@ class ScaleModel(Protocol):
 
     @abstractmethod
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """The state before scale 0, with all that does not change between scales computed."""
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import StagevarError
-from ..kernels.mounted import NONE, Kernels
 from ..kernels.pairs import Pairs, draw_pairs
+from ..kernels.slots import NONE, Kernels
 from .inputs import integer, number, per_scale
 from .inputs import seeds as checked_seeds
 

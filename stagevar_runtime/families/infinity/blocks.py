@@ -19,8 +19,8 @@ from ...errors import CheckpointError
 from ...kernels.attention import attend
 from ...kernels.heads import Heads, Rotation
 from ...kernels.linear import WHOLE, Linear, LowRankLayers, linear
-from ...kernels.mounted import NONE, Kernels
 from ...kernels.norms import PLAIN, Norm, Residual
+from ...kernels.slots import NONE, Kernels
 from ...model.kvcache import KVCache
 from ...options.low_rank import Layer
 from ..parts.layers import MAX_LOG_SCALE, FeedForward, Head, ada_linear, cached_heads

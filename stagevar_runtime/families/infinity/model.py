@@ -255,11 +255,7 @@ class Infinity(ScaleModel):
         return Conditioning(padded(text, mask, length), padded(other, other_mask, length))
 
     def begin(
-        self,
-        conditioning: Conditioning,
-        scales: tuple[ScaleSpec, ...],
-        noise: Noise,
-        guided: bool,
+        self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
         """Read the text: pooled vector, modulations, keys and values of every block."""
         t, rows = self.transformer, conditioning.rows(guided)
@@ -281,10 +277,8 @@ class Infinity(ScaleModel):
             if self.config.shared_adaln
             else None
         )
-        return State(
-            scales=scales,
-            batch=conditioning.batch,
-            branches=("cond", "null") if guided else ("cond",),
+        return State.fresh(
+            *(conditioning, scales, noise, guided),
             kv=empty_caches(self.config.depth),
             rows={
                 "condition": condition,
@@ -299,7 +293,6 @@ class Infinity(ScaleModel):
                 *self._cells(scales[-1]),
                 device=self.device,
             ),
-            noise=noise,
             extra={"rope": self._prepared.get(schedule, lambda: self._rotations(schedule))},
         )
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...checkpoint.reader import Checkpoint
+from ...checkpoint.weights import load_exactly
 from ...errors import CheckpointError
 from ...model.protocol import ScaleModel, ScaleSpec, State
 from ...model.sampling import Drawn, ScaleSampling, draw, mask_logits, mix
 from ..tokenizers.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class CodebookModel(ScaleModel):
@@ -19,12 +25,74 @@ class CodebookModel(ScaleModel):
 
     ``draw_first``: where sampling is smoothed, VAR and HART draw ids as ever and then mix codes
     among those that top-k and top-p leave; Switti and STAR mix among all instead, and the ids are
-    the heaviest codes.
+    the heaviest codes. ``float32``: modules whose weights keep that type.
+    ``config_type.from_tensors`` reads tensors and what was said beside them;
+    ``network_type`` is made of a configuration.
     """
 
     config: Any  # sides, code_width
     tokenizer: VQVAE
     draw_first: ClassVar[bool] = True
+    options: tuple[str, ...] = ()
+    float32: ClassVar[tuple[str, ...]] = ()
+    config_type: ClassVar[type[Any]]
+    network_type: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: Any, transformer: Any, tokenizer: VQVAE, dtype: torch.dtype) -> None:
+        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
+        self.dtype, self.device = dtype, next(transformer.parameters()).device
+        self.blocks = list(transformer.blocks)
+
+    @staticmethod
+    def settings(opened: Checkpoint, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What tensors cannot tell: the checkpoint's ``config.json``, which may be missing."""
+        return opened.config or {}
+
+    @staticmethod
+    def guesses(config: Any, said: Mapping[str, Any]) -> tuple[str, ...]:
+        """What had to be guessed, for the notes of a summary."""
+        return ()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        opened: Checkpoint,
+        tokenizer: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: Mapping[str, Any],
+    ) -> Self:
+        """Build from opened files."""
+        said = cls.settings(opened, options)
+        return cls.from_tensors(opened.tensors, tokenizer.tensors, device, dtype, said)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        tokenizer: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        said: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Build from published state dicts; ``said`` is what they cannot tell.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, of the wrong shape, or the tokenizer
+                has another vocabulary.
+            UnsupportedModelError: a variant that was never published.
+        """
+        config = cls.config_type.from_tensors(tensors, said or {})
+        with torch.device("meta"):
+            transformer = cls.network_type(config)
+        codes = checked_tokenizer(tokenizer, config.vocabulary, config.code_width, device)
+        load_exactly(
+            transformer, tensors, device, dtype, keep=cls.float32, unused=cls.unused_tensors
+        )
+        model = cls(config, transformer.eval().requires_grad_(False), codes, dtype)
+        notes = (*model.info.notes, *cls.guesses(config, said or {}))
+        model.info = replace(model.info, notes=notes)
+        return model
 
     def scales(self) -> tuple[ScaleSpec, ...]:
         """The schedule the checkpoint was trained with."""
@@ -74,13 +142,13 @@ def checked_tokenizer(
     vocabulary: int,
     code_width: int,
     device: torch.device,
-    prefix: str = "",
 ) -> VQVAE:
     """The image tokenizer of a transformer with this vocabulary and width of codes.
 
     Raises:
         CheckpointError: it is another model's.
     """
+    prefix = "vae." if any(name.startswith("vae.") for name in tensors) else ""
     vqvae = VQVAE.from_tensors(tensors, prefix).to(device)
     found = tuple(vqvae.quantize.embedding.weight.shape)
     if found != (vocabulary, code_width):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ...kernels.attention import attend
 from ...kernels.heads import Heads, Rotation, split_heads
 from ...kernels.linear import WHOLE, Linear, LowRankLayers, gelu_linear, linear
-from ...kernels.mounted import NONE, Kernels
 from ...kernels.norms import PLAIN, Norm, Residual
+from ...kernels.slots import NONE, Kernels
 from ...model.kvcache import KVCache
 
 MAX_LOG_SCALE = math.log(100)

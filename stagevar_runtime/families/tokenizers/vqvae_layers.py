@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...kernels.groups import group_norm
 from ...kernels.linear import linear
-from ...kernels.mounted import NONE, Kernels
+from ...kernels.slots import NONE, Kernels
 
 if TYPE_CHECKING:
     from .config import VQVAEConfig

@@ -25,10 +25,10 @@ from stagevar_probe.measure.interventions import (
     default_space,
     run_chunk,
 )
-from stagevar_probe.measure.measurements import load_measurements
+from stagevar_probe.measure.measurements import load_measurements, without_bases
 from stagevar_probe.measure.validation import Validation
 from stagevar_probe.metrics.quality import Likeness
-from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks, without_bases
+from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from stagevar_probe.solve.build import problem_from, steps_of
 from stagevar_probe.solve.milp import solve
 from stagevar_runtime.errors import CalibrationError

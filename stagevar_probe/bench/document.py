@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import stagevar_runtime
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
@@ -14,7 +15,7 @@ from ..tables import columns
 from .machine import describe_machine
 
 KIND, VERSION = "stagevar-bench", 1
-PUBLISHED, EXACT = "published", "exact"
+PUBLISHED = "published"
 PEAK = {
     "cuda": "allocated on the device, weights included",
     "cpu": "resident in the process, weights included, reset before each call where the system can",

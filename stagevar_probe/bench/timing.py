@@ -22,7 +22,7 @@ import torch
 from stagevar_runtime.accelerate.modes import Acceleration
 from stagevar_runtime.errors import StagevarError, one_line
 from stagevar_runtime.loop.engine import Generation, generate
-from stagevar_runtime.loop.plan import Plan, plan_for
+from stagevar_runtime.loop.plan import EXACT, Plan, plan_for
 from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import PlanStep, Profile, TokenOption
@@ -30,7 +30,7 @@ from stagevar_runtime.profile.presets import preset
 
 from ..measure.flops import scale_flops
 from ..progress import Meter
-from .document import EXACT, PUBLISHED
+from .document import PUBLISHED
 from .machine import copy_gb_s, forget_peak, peak_mb, product_tflops, wait
 from .published.common import Published
 from .published.infinity import PublishedInfinity

@@ -15,7 +15,7 @@ import numpy as np
 
 import stagevar_runtime
 from stagevar_runtime.hub import output_beside
-from stagevar_runtime.loop.plan import Plan, plan_for
+from stagevar_runtime.loop.plan import EXACT, Plan, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, bases_path, low_rank_of
 from stagevar_runtime.pipeline import Pipeline
@@ -47,7 +47,7 @@ from ..solve.candidates import CONTROL, cooler, cooler_helps, field, shortlist, 
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import BUDGETS, Target
-from ..validate.run import EXACT, dump_batch, observe_batch, parse_batch, summarise, warm_up
+from ..validate.run import dump_batch, observe_batch, parse_batch, summarise, warm_up
 from .processes import ALONE, Processes
 from .profile import build_profile
 from .resume import ResumableWork

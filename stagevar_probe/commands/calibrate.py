@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..calibrate.job import CalibrationJob, Outputs, Settings
 from ..calibrate.processes import ALONE, Processes, joined
 from ..files import check_writable
 from ..measure.costs import describe_scales
 from ..measure.measurements import load_measurements
 from ..progress import duration
-from ..validate.rows import EXACT
 from ..validate.table import figures_table
 from .options import (
     BATCH,

@@ -11,11 +11,11 @@ import torch
 
 from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.loop.engine import Generation
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.pipeline import Pipeline
 
 from ..files import check_writable
 from ..report.contact_sheet import contact_sheet, save_png
-from ..validate.rows import EXACT
 from .options import BATCH, CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
 
 

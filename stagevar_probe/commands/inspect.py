@@ -74,7 +74,7 @@ def describe_profile(path: Path) -> Described:
 def describe_measurements(path: Path) -> Described:
     """Of measurements: what was run."""
     measured = load_measurements(path)
-    images = len(measured.smooth["exact"])
+    images = len(measured.smooth[EXACT])
     result = {"kind": KIND, "path": str(path), "images": images, "job": measured.job}
     head = f"{KIND}: {images} images, {len(measured.interventions)} interventions"
     return result, f"{head}\n{json.dumps(measured.job, indent=2)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.loop.plan import EXACT
 
 from ..files import check_writable
 from ..measure.measurements import load_measurements, merged, write_json
@@ -25,7 +26,7 @@ def merge(measurements: tuple[Path, ...], output: Path, printer: Printer) -> int
     files = [str(path) for path in measurements]
     joined = merged([load_measurements(path) for path in measurements], files)
     write_json(output, joined.dump())
-    images = len(joined.smooth["exact"])
+    images = len(joined.smooth[EXACT])
     given_up = sum(
         len(joined.smooth.get(intervention.name, ())) < images
         for intervention in joined.interventions

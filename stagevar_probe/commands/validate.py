@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stagevar_runtime.loop.plan import plan_for
+from stagevar_runtime.loop.plan import EXACT, plan_for
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile, load_profile
 from stagevar_runtime.profile.discovery import check_match
@@ -17,7 +17,6 @@ from stagevar_runtime.profile.fingerprint import schedule
 from ..metrics.protocol import Quality
 from ..progress import meter
 from ..solve.target import Target
-from ..validate.rows import EXACT
 from ..validate.run import validate as run_plans
 from ..validate.table import figures_table
 from .options import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..intervals import mean_interval
-from ..validate.rows import EXACT
 from .changes import Drop
 from .paired import ODD, Finding, PairedRows, say, verdict
 

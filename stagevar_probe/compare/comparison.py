@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import low_rank_of
@@ -23,7 +24,7 @@ from ..metrics.protocol import Quality
 from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from ..observe.rank import ALPHA, ratio_name
 from ..progress import meter
-from ..validate.rows import EXACT, LOOKED, Rows, ranks_of, run_rows
+from ..validate.rows import LOOKED, Rows, ranks_of, run_rows
 from ..validate.run import Batch, forecast
 from .grid import Grid, assemble
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.restorers import RESTORERS
@@ -16,7 +17,7 @@ from stagevar_runtime.profile import PlanStep, Profile
 from stagevar_runtime.profile.presets import Ranks
 
 from ..measure.interventions import COOL, PUBLISHED, SearchSpace, default_space
-from ..validate.rows import EXACT, Row, Rows, compiled, presets_and_plans
+from ..validate.rows import Row, Rows, compiled, presets_and_plans
 from .changes import Drop, LowRank, Skip, Tokens
 
 BRANCHES = ("cond", "null", "delta")

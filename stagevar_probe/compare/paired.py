@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..intervals import Interval, mean_interval
 from ..measure.figures import Figures
 from ..metrics.images import kid_loss
 from ..tables import NONE
-from ..validate.rows import EXACT, Row
+from ..validate.rows import Row
 from ..validate.run import per_image
 from .comparison import Comparison
 

@@ -7,9 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..measure.figures import Figures
 from ..tables import NONE, columns
-from ..validate.rows import EXACT, Row
+from ..validate.rows import Row
 from .comparison import Comparison, pareto
 
 

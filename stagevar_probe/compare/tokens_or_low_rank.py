@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..intervals import mean_interval
-from ..validate.rows import EXACT
 from .changes import LowRank, Tokens
 from .paired import EVEN, ODD, Array, Finding, PairedRows, say, verdict
 

@@ -53,7 +53,7 @@ def emoji_suite(archive: Archive) -> Suite:
             pictures = F.interpolate(pictures, size=(side, side), mode="area")
         return pictures, [picture.prompt for picture in chosen[:count]]
 
-    def within(features: Tensor, prompts: Sequence[str]) -> Tensor:
+    def within(metric: Retrieval, features: Tensor, prompts: Sequence[str]) -> Tensor:
         return metric.within(features, prompts, FIRST)
 
     return Suite(
@@ -62,13 +62,13 @@ def emoji_suite(archive: Archive) -> Suite:
         metric=metric,
         ask=lambda count, seed: ask(archive, kinds, count, seed),
         real=real,
-        training=lambda: metric.features_of(TRAIN),
+        training=lambda metric: metric.features_of(TRAIN),
         caption=CAPTION,
         passes="R@1",
         source=f"{archive.path.name}, {len(archive.pictures)} pictures, index sha256:"
         f"{archive.sha256}",
         beside={f"R@{FIRST}": within},
-        bounds=lambda: bounds(metric),
+        bounds=bounds,
         description=SAID,
     )
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Drawn, Noise, Sampling
 from stagevar_runtime.profile import Profile
@@ -27,7 +28,6 @@ from ..metrics.protocol import Quality
 from ..solve.candidates import CONTROL, cooler
 from ..tables import NONE, columns, ranged
 from ..validate.rows import (
-    EXACT,
     LOOKED,
     Row,
     Rows,
@@ -122,14 +122,14 @@ def run_suite(
         quiet=quiet,
     )
     ceiling = tokenizer_ceiling(model, suite, quality, inputs.chunk(0, 1))
-    training = None if quality.reference is None else suite.training().float()
+    training = None if quality.reference is None else suite.training(quality).float()
     if training is not None and quality.reference is not None:
         nearest = nearest_distance(quality.reference.float(), training)
         ceiling["nearest_real"] = list(mean_interval(nearest))
     figures = {
         name: SuiteFigures(
             **vars(ran.figures[name]),
-            **_rates(ran.seen, name, suite, kinds, inputs),
+            **_rates(ran.seen, name, suite, kinds, inputs, quality),
             nearest=None if training is None else _nearest(ran.seen, name, suite, kinds, training),
         )
         for name in rows.plans
@@ -140,7 +140,12 @@ def run_suite(
 
 
 def _rates(
-    seen: Sequence[Batch], name: str, suite: Suite, kinds: Sequence[str], inputs: Inputs
+    seen: Sequence[Batch],
+    name: str,
+    suite: Suite,
+    kinds: Sequence[str],
+    inputs: Inputs,
+    quality: Quality,
 ) -> dict[str, Any]:
     """Pass rates by kind, and over the kinds that count, with what was lost to the exact path."""
     mine, exact = (per_image(seen, n, "score") for n in (name, EXACT))
@@ -154,7 +159,7 @@ def _rates(
     prompts = [str(item) for item in inputs.items]
     for head, score in suite.beside.items():
         features = torch.from_numpy(per_image(seen, name, "features")).float()
-        right = score(features, prompts).numpy()
+        right = score(quality, features, prompts).numpy()
         out.setdefault("beside", {})[head] = _rate(right[counted])
     return out
 
@@ -188,8 +193,8 @@ def tokenizer_ceiling(
     for name, images in shown.items():
         out[name] = _rate(quality.score(images, prompts, real).numpy())
         for head, score in suite.beside.items():
-            out[f"{name} {head}"] = _rate(score(quality.features(images), prompts).numpy())
-    return out | suite.bounds()
+            out[f"{name} {head}"] = _rate(score(quality, quality.features(images), prompts).numpy())
+    return out | suite.bounds(quality)
 
 
 def picture_side(model: ScaleModel) -> int:

@@ -28,20 +28,19 @@ CAPTION = (
 
 def scenes_suite() -> Suite:
     """Captions that training never showed; real pictures are rendered."""
-    metric = SceneRules()
 
     def real(count: int, side: int | None) -> tuple[Tensor, list[str]]:
         prompts = [text for _, text in suite_prompts(count, seed=0)]
         return real_pictures(prompts, seed=1, side=side or SIDE), prompts
 
-    def training() -> Tensor:
+    def training(metric: SceneRules) -> Tensor:
         parts = training_pictures(TRAINING).split(100)
         return torch.cat([metric.features(part) for part in parts])
 
     return Suite(
         name="scenes",
         kinds=KINDS,
-        metric=metric,
+        metric=SceneRules(),
         ask=suite_prompts,
         real=real,
         training=training,

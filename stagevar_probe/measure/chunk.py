@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
@@ -16,7 +17,7 @@ from ..metrics.images import cosine_similarity, psnr
 from ..metrics.protocol import Quality
 from ..observe.frequency import frequency_change
 from ..observe.observer import ExactObserver
-from .interventions import EXACT, Intervention, SearchSpace, run_chunk
+from .interventions import Intervention, SearchSpace, run_chunk
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from torch import Tensor
 from stagevar_runtime.errors import ProfileError
 from stagevar_runtime.loop.backward import storing
 from stagevar_runtime.loop.engine import UNSEEN, Observer, advance, network_of, start, with_settings
-from stagevar_runtime.loop.plan import Plan, compile_plan, plan_for
+from stagevar_runtime.loop.plan import EXACT, Plan, compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
@@ -45,7 +45,6 @@ FEWER = 1.2  # times as many tokens as are guided: what a scale has where that s
 COOL, COLD = 0.6, 0.3  # of the temperature, tried where guidance is dropped
 LARGE = 0.06  # share of the tokens below which dropping guidance a scale earlier saves no time
 SKIPPED = 3  # scales in a row at most
-EXACT = "exact"
 
 
 @dataclass(frozen=True)

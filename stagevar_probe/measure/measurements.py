@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagevar_runtime.errors import CalibrationError, one_line
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.options.low_rank import Bases
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
@@ -81,7 +82,7 @@ class Measurements:
         """Exact minus intervention for every image that has both."""
         values = getattr(self, table)
         mine = np.asarray(values[intervention])
-        return np.asarray(values["exact"])[: len(mine)] - mine
+        return np.asarray(values[EXACT])[: len(mine)] - mine
 
     def group_means(
         self, scale: int, centring: str, measure: str, branch: str = "cond"
@@ -129,7 +130,7 @@ class Measurements:
             )
         try:
             absent = [key for key in JOB_KEYS if key not in data["job"]]
-            if absent or not data["smooth"].get("exact"):
+            if absent or not data["smooth"].get(EXACT):
                 raise ValueError(f"nothing about {absent[0] if absent else 'the exact path'}")
             space = SearchSpace(
                 schedules=dict(data["menu"]["schedules"]),
@@ -235,7 +236,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
                 )
         if (part.space, part.interventions) != (first.space, first.interventions):
             raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")
-        whole = len(out.smooth.get("exact", ()))
+        whole = len(out.smooth.get(EXACT, ()))
         chunk = {name: getattr(part, name) for name in _TABLES}
         for table in ("smooth", "score", "psnr"):
             own = getattr(out, table)

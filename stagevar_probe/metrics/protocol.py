@@ -32,6 +32,9 @@ class Quality(Protocol):
     def smooth(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """The same quantity with less noise, ``(B,)``."""
 
+    def real(self) -> Features:
+        """The features, with a reference of real pictures where the metric knows some."""
+
 
 class Looking:
     """What every metric sees pictures through, until told otherwise."""
@@ -39,3 +42,7 @@ class Looking:
     features: Features = PIXELS
     reference: Tensor | None = None
     perceptual: Perceptual = UNLIKENESS
+
+    def real(self) -> Features:
+        """The features as they are: the metric knows no real pictures."""
+        return self.features

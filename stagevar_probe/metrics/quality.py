@@ -1,4 +1,4 @@
-"""How good a picture is: one score an image, and features for the distribution of many.
+"""How good a picture is: one score per image, and features for the distribution of many.
 
 Six metrics: agreement of a classifier with the asked class, where a scorer file lies beside the
 checkpoint (``model.scorer.safetensors``); a rule for scenes of coloured shapes; retrieval among the
@@ -8,6 +8,7 @@ nothing is known, likeness to the exact path's image (SSIM, no network).
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 from collections.abc import Callable
@@ -126,7 +127,8 @@ def find_quality(
 ) -> Quality:
     """The metric and the features asked for, or fitting.
 
-    ``metric``: one that is there, or agreement, scenes, retrieval=ARCHIVE, ssim-to-exact,
+    ``metric``: one that is there, which stays as it is (what is found is a copy), or agreement,
+    scenes, retrieval=ARCHIVE, ssim-to-exact,
     clip-score, clip-score=FOLDER or module:function.
     ``features``: see :func:`~stagevar_probe.metrics.features.find_features`. ``reference``: a
     folder of real pictures, for the distribution.
@@ -137,11 +139,11 @@ def find_quality(
     scorer, wrong = _scorer(checkpoint, classes)
     if metric is None or isinstance(metric, str):
         metric = _metric(metric, checkpoint, classes, scorer, wrong)
-    quality = metric
+    quality = copy.copy(metric)
     quality.features = find_features(features, scorer)
     if reference:
         quality.features = with_reference(quality.features, reference)
-    elif quality.features.reference is None and hasattr(quality, "real"):
+    elif quality.features.reference is None:
         quality.features = quality.real()
     quality.reference = quality.features.reference
     quality.perceptual = find_perceptual()

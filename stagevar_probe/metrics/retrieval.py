@@ -81,6 +81,10 @@ class Retrieval(Looking):
                 "with"
             )
 
+    def __copy__(self) -> Retrieval:
+        """Without what it remembers, which other features would not give."""
+        return Retrieval(self.archive)
+
     @cached_property
     def real_features(self) -> Tensor:
         """Features (N, F) of every picture of the archive, in its order."""

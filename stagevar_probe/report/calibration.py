@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import plan_for
+from stagevar_runtime.loop.plan import EXACT, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile, TargetResult
@@ -133,7 +133,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
 def _plan_rows(measured: Measurements, profile: Profile) -> list[Any]:
     rows = []
     assert profile.target is not None
-    for name, plan in {"exact": None, **profile.plans}.items():
+    for name, plan in {EXACT: None, **profile.plans}.items():
         figures = measured.validation.plans.get(name)
         if figures is None:
             continue
@@ -201,7 +201,7 @@ def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list
         ]
         for variant in measured.space.variants
     }
-    images = len(measured.smooth["exact"])
+    images = len(measured.smooth[EXACT])
     whole = {
         variant: {a.scale: a for a in interventions}
         for variant, interventions in effects.items()
@@ -305,7 +305,7 @@ def _frontier(measured: Measurements, profile: Profile) -> str:
 
 def _ran(measured: Measurements, profile: Profile) -> dict[str, Figures]:
     found = measured.validation.plans
-    return {name: found[name] for name in ("exact", *profile.plans) if name in found}
+    return {name: found[name] for name in (EXACT, *profile.plans) if name in found}
 
 
 def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None) -> list[Any]:
@@ -329,7 +329,7 @@ def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None
 
 
 def _tables(measured: Measurements, names: list[str]) -> list[Any]:
-    images = len(measured.smooth["exact"])
+    images = len(measured.smooth[EXACT])
     rows = []
     for intervention in measured.interventions:
         values = measured.smooth.get(intervention.name, [])

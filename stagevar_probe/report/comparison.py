@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..compare.comparison import Comparison, disturbance, pareto
 from ..compare.paired import Finding
 from ..compare.table import cells, head
-from ..validate.rows import EXACT, LOOKED
+from ..validate.rows import LOOKED
 from . import plots
 from .html import ReportData, TableData, write_report
 
-SHOWN = ("exact", "guidance", "preset", "plan", "skip")  # kinds whose pictures are shown
+SHOWN = (EXACT, "guidance", "preset", "plan", "skip")  # kinds whose pictures are shown
 
 
 def write_comparison(

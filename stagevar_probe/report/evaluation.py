@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..evaluate.evaluation import Evaluation, table
 from ..tables import ranged
-from ..validate.rows import EXACT
 from . import plots
 from .html import ReportData, TableData, write_report
 

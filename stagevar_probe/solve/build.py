@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.profile import PlanStep
 
 from ..measure.interventions import PUBLISHED
@@ -27,7 +28,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     """
     if measured.costs is None:
         raise CalibrationError("the measurements hold no costs: calibrate again")
-    images = len(measured.smooth["exact"])
+    images = len(measured.smooth[EXACT])
     schedules = {PUBLISHED: 0.0}
     drop: dict[tuple[int, str], float] = {}
     joint: dict[tuple[str, int, str], float] = {}

@@ -14,6 +14,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..measure.interventions import Intervention
 from ..measure.measurements import Measurements
 
@@ -39,7 +41,7 @@ class Curve:
 
 def curves(measured: Measurements) -> list[Curve]:
     """Every family of interventions that should be monotone, those that were run on all images."""
-    images = len(measured.smooth["exact"])
+    images = len(measured.smooth[EXACT])
     families: dict[str, list[Intervention]] = {}
     for intervention in measured.interventions:
         if len(measured.smooth.get(intervention.name, ())) < images or intervention.tokens:

@@ -19,9 +19,7 @@ from ..datasets.inputs import Inputs
 from ..measure.figures import Figures
 from ..metrics.protocol import Quality
 from ..progress import meter
-from .run import EXACT, Batch, observe_batch, summarise, warm_up
-
-__all__ = ["EXACT", "Ran", "Row", "Rows", "compiled", "presets_and_plans", "ranks_of", "run_rows"]
+from .run import Batch, observe_batch, summarise, warm_up
 
 LOOKED = 128  # images at most whose perceptual distance to exact is measured: it is slow
 

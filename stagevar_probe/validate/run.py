@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stagevar_runtime.loop.engine import Generation, generate
-from stagevar_runtime.loop.plan import Plan
+from stagevar_runtime.loop.plan import EXACT, Plan
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
@@ -23,7 +23,6 @@ from ..measure.flops import plan_flops
 from ..metrics.images import kid_interval, kid_loss, psnr, ssim
 from ..metrics.protocol import Quality
 
-EXACT = "exact"
 PER_IMAGE = ("score", "smooth", "psnr", "ssim")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from stagevar_runtime.loop.plan import EXACT
+
 from ..measure.figures import Figures
 from ..tables import NONE, columns
-from .rows import EXACT
 
 
 def figures_table(figures: Mapping[str, Figures]) -> str:

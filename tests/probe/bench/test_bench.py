@@ -144,12 +144,14 @@ def test_bench_with_graphs_warms_up_until_they_are_trusted(
     assert ran.exit_code == 0, ran.output
     said = json.loads(target.read_text())
     assert said["compile"] == "graphs"
-    assert recorder.recorded == 2 * 2 * 4  # batches, plans, scales
+    assert recorder.recorded == 2 * (2 * 4 + 1)  # batches; plans of scales, and the decoder
     for part in said["batches"]:
         for name in ("exact", "cfg-off"):
             figures = part["runs"][name]
             assert len(figures["warm_up_ms"]) == 3 and figures["keys_values_mb"] > 0
-            assert any("graphs: scales 0 (2.00x), 1" in line for line in figures["said"])
+            assert any(
+                line.startswith("graphs: 4 of scales 0, 1, 2, 3") for line in figures["said"]
+            )
             assert any("decoder 4x4" in line for line in figures["said"])
         assert "said" not in part["runs"]["published"]
         assert part["same_ids_as_published"] > 0.5

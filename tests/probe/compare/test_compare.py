@@ -26,10 +26,9 @@ from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import measure_bases
 from stagevar_probe.report.comparison import comparison_data
 from stagevar_probe.report.html import render
-from stagevar_probe.validate.rows import EXACT
 from stagevar_probe.validate.run import validate
 from stagevar_runtime.families.var import VAR
-from stagevar_runtime.loop.plan import compile_plan
+from stagevar_runtime.loop.plan import EXACT, compile_plan
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.restorers import RESTORERS
 from stagevar_runtime.options.selectors import SELECTORS

@@ -19,8 +19,9 @@ from stagevar_probe.compare.questions import as_json, findings
 from stagevar_probe.intervals import Interval, mean_interval
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.rank import ratio_name
-from stagevar_probe.validate.rows import EXACT, Row, Rows
+from stagevar_probe.validate.rows import Row, Rows
 from stagevar_probe.validate.run import Batch, Observed
+from stagevar_runtime.loop.plan import EXACT
 
 IMAGES = 40
 RNG = np.random.default_rng(0)

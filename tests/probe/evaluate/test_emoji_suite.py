@@ -246,13 +246,13 @@ def test_prompts_by_kind(suite: Suite, opened: Archive) -> None:
 
 
 def test_bounds(suite: Suite, opened: Archive) -> None:
-    found = suite.bounds()
+    found = suite.bounds(suite.metric)
     assert found["chance"] == [0.25] * 3 and found["chance R@5"] == [1.0] * 3
     assert found["other_style"][0] == 1.0  # here the quarter tells, whatever its colour
     real, prompts = suite.real(3, None)
     assert real.shape == (3, 3, 128, 128) and len(prompts) == 3
     assert suite.real(3, 64)[0].shape == (3, 3, 64, 64)  # as a model's tokenizer takes them
-    assert suite.training().shape == (7, 768)
+    assert suite.training(suite.metric).shape == (7, 768)
     metric = Retrieval(opened)
     metric.real_features = torch.eye(12)  # no picture is like that of another style
     assert bounds(metric)["other_style"][0] == 0.0

@@ -150,3 +150,11 @@ def test_scorer_files(tmp_path: Path, scorer: Scorer) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot read the scorer"):
         load_scorer(path)
+
+
+def test_a_metric_that_is_given_stays_as_it_is(tmp_path: Path, scorer: Scorer) -> None:
+    mine = Agreement(scorer)
+    before = dict(vars(mine))
+    found = find_quality(mine, tmp_path / "m.pth", 5, "pixels")
+    assert found is not mine and found.features.name == "pixels" and found.reference is None
+    assert vars(mine) == before and mine.features.name == "scorer"

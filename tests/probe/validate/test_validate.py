@@ -17,11 +17,11 @@ from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.figures import Figures
 from stagevar_probe.metrics.classifier import ClassifierConfig, Scorer, SmallClassifier
 from stagevar_probe.metrics.quality import Agreement, Likeness
-from stagevar_probe.validate.run import EXACT, validate
+from stagevar_probe.validate.run import validate
 from stagevar_runtime.errors import ProfileMismatchError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import generate
-from stagevar_runtime.loop.plan import compile_plan, plan_for
+from stagevar_runtime.loop.plan import EXACT, compile_plan, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import PlanStep
 

@@ -6,7 +6,7 @@ CHECKPOINT := checkpoints/fashion/var_fashion.pth
 SCENES := checkpoints/scenes/scenes.safetensors
 EMOJI := checkpoints/scenes-emoji/scenes.safetensors
 
-.PHONY: venv demo demo-t2i test lint pages clean bench-gpu train-gpu
+.PHONY: venv demo demo-t2i test lint pages clean bench-gpu profile-gpu train-gpu
 
 venv: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ clean:
 # Needs a CUDA device; writes benchmarks/results/gpu_*.json (DRY=1 tries it without one).
 bench-gpu: venv
 	PYTHON=$(BIN)/python sh benchmarks/gpu.sh
+
+# Needs a CUDA device: the most expensive kernels of one image, and the share of the floor by scale.
+profile-gpu: venv
+	PYTHONPATH=. $(BIN)/python benchmarks/profile_gpu.py infinity-2b
 
 # Needs a CUDA device and npm, half an hour: the larger model on scenes and emoji, and its scores.
 train-gpu: venv

@@ -48,7 +48,8 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     )
     for path in sorted(RESULTS.glob("infinity-2b-random_h100*.json")):
         bench = json.loads(path.read_text(encoding="utf-8"))
-        yield f"*Infinity-2B, 1024², {bench['hardware']['name']}, random weights*", "", "", ""
+        when = ", before fused kernels" if path.stem.endswith("_before") else ""
+        yield f"*Infinity-2B, 1024², {bench['hardware']['name']}, random weights{when}*", "", "", ""
         runs = bench["batches"][0]["runs"]
         for name, title in GPU.items():
             versus = runs[name]["vs_published"]

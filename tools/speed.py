@@ -14,6 +14,7 @@ from .marked import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/benchmark.md"
+BEFORE = "before fused kernels"  # files named so keep what a GPU did until then
 HEAD = (
     "model, device, dtype",
     "batch",
@@ -35,6 +36,7 @@ def rows(doc: Mapping[str, Any]) -> list[tuple[str, ...]]:
     where = f"{doc['model']['name']}, {machine.get('name', machine['device'])}{threads}"
     compiled = doc.get("compile", "off")
     how = "" if compiled.startswith("off") else f", compile {compiled.partition(':')[0]}"
+    how += f", {doc['stage']}" if "stage" in doc else ""
     out = []
     for part in doc["batches"]:
         for name, figures in part["runs"].items():
@@ -82,6 +84,9 @@ def page() -> str:
     """docs/benchmark.md with its table made again from ``benchmarks/results/*.json``."""
     paths = sorted((ROOT / "benchmarks/results").glob("*.json"))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for path, doc in zip(paths, found, strict=True):
+        if path.stem.endswith("_before"):
+            doc["stage"] = BEFORE
     table = markdown([doc for doc in found if doc.get("kind") == "stagevar-bench"])
     return fill(PAGE.read_text(encoding="utf-8"), "speed", "speed", table)
 

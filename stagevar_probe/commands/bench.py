@@ -67,7 +67,7 @@ def _batches(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
     "--compile",
     "mode",
     type=click.Choice(MODES),
-    default="off",
+    default="auto",
     show_default=True,
     help="How the exact path and the plans are accelerated.",
 )

@@ -160,7 +160,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = True) -> Tensor:
             each * TILE,
             norm.eps,
             WIDE=wide,
-            SLICES=triton.next_power_of_2(slices),
+            SLICES=triton.next_power_of_2(SLICES),  # one kernel for all sizes
             BLOCK=triton.next_power_of_2(wide),
             num_warps=8,
             enable_fp_fusion=True,

@@ -25,6 +25,7 @@ from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
     ModelInfo,
+    Positions,
     ScaleSpec,
     State,
     split_depth,
@@ -313,12 +314,7 @@ class HART(CodebookModel):
         return x
 
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Blocks ``blocks`` on all tokens, or on those at ``positions`` ``(rows, m)``."""
         rotation = at_positions(state.rows["rotation"], positions)

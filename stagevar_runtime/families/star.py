@@ -27,6 +27,7 @@ from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
     ModelInfo,
+    Positions,
     ScaleSpec,
     State,
     split_depth,
@@ -325,12 +326,7 @@ class STAR(CodebookModel):
         return x.repeat(len(state.branches), 1, 1)
 
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Blocks ``blocks`` on all tokens, or on those at ``positions`` ``(rows, m)``, which must
         be the same in both rows of an image."""

@@ -25,6 +25,7 @@ from ..model.protocol import (
     Branch,
     Conditioning,
     ModelInfo,
+    Positions,
     ScaleSpec,
     State,
     split_depth,
@@ -325,12 +326,7 @@ class Switti(CodebookModel):
         return x.repeat(len(state.branches), 1, 1)
 
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Blocks ``blocks`` on all tokens, or on those at ``positions`` ``(rows, m)``."""
         rotation = self._rotations[scale.index]

@@ -22,6 +22,7 @@ from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
     ModelInfo,
+    Positions,
     ScaleSpec,
     State,
     split_depth,
@@ -236,12 +237,7 @@ class VAR(CodebookModel):
         return x.repeat(len(state.branches), 1, 1)
 
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Positions are in ``x`` already, so a subset of tokens needs none."""
         stream = Residual(x, self.kernels)

@@ -24,6 +24,7 @@ from .sampling import Drawn, Noise, Sampling, ScaleSampling
 
 Branch = Literal["cond", "null"]
 
+Positions = Tensor | None  # (rows, m): which tokens of a scale; None: all of them
 GPU_TILE = 8  # tokens a GPU's matrix units take at once
 
 
@@ -302,12 +303,7 @@ class ScaleModel(Protocol):
 
     @abstractmethod
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Run these blocks on ``x`` ``(rows, m, d)`` and append their keys and values.
 

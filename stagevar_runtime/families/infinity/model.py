@@ -23,6 +23,7 @@ from ...model.lru import LRU
 from ...model.protocol import (
     Conditioning,
     ModelInfo,
+    Positions,
     ScaleModel,
     ScaleSpec,
     State,
@@ -320,12 +321,7 @@ class Infinity(ScaleModel):
         return x if self._level_before else x + t.lvl_embed.weight[scale.index]
 
     def run(
-        self,
-        state: State,
-        scale: ScaleSpec,
-        x: Tensor,
-        blocks: range,
-        positions: Tensor | None = None,
+        self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None
     ) -> Tensor:
         """Every token is rotated by its own position, whichever tokens ``x`` holds."""
         rotation = at_positions(state.extra["rope"][scale.index], positions)

@@ -5,18 +5,14 @@ Source: Infinity ``tools/run_infinity.py``, ``models/infinity.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import StagevarError
 from ..tokenizers.bsq_vae import BSQVAE
 from ..tokenizers.config import VQVAEConfig
 from .blocks import InfinityConfig, Transformer
-from .model import FLOAT32, Infinity
-from .options import InfinityOptions
+from .model import Infinity
 
 SIZES = {  # blocks, chunks of them, width, heads
     "2b": (32, 8, 2048, 16),
@@ -73,39 +69,3 @@ def without_weights(name: str) -> tuple[Infinity, dict[str, Tensor]]:
     with torch.device("meta"):
         transformer, tokenizer = Transformer(config), BSQVAE(layers)
     return Infinity(config, transformer, tokenizer, torch.bfloat16), transformer.state_dict()
-
-
-@torch.no_grad()
-def with_random_weights(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    seed: int = 0,
-    options: Mapping[str, Any] | None = None,
-) -> Infinity:
-    """A published model with random weights, made in place, to measure time and memory with."""
-    config, layers = preset(name)
-    settings = InfinityOptions.parse(options or {}, config.depth, "1M")
-    with torch.device("meta"):
-        transformer, tokenizer = Transformer(config), BSQVAE(layers)
-    generator = torch.Generator(device).manual_seed(seed)
-    _fill(transformer, device, dtype, generator)
-    _fill(tokenizer, device, torch.float32, generator)
-    return Infinity(config, transformer, tokenizer, dtype, settings)
-
-
-def _fill(
-    module: nn.Module, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> None:
-    filled = {}
-    for name, blank in module.state_dict().items():
-        wanted = torch.float32 if name.split(".")[0] in FLOAT32 else dtype
-        tensor = torch.empty(blank.shape, device=device, dtype=wanted)
-        if "norm" in name and name.endswith("weight"):
-            filled[name] = tensor.fill_(1)
-        elif tensor.ndim == 1:
-            filled[name] = tensor.zero_()
-        else:
-            filled[name] = tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
-    module.load_state_dict(filled, assign=True)
-    module.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...model.surroundings import undisturbed
 from .config import VQVAEConfig
-from .vqvae_layers import Decoder, Encoder, channels_last
+from .vqvae_layers import Decoder, Encoder, fill
 
 IGNORED = ("quantizer.lfq.mask", "quantize.lfq.mask")  # powers of two, for integer labels
 _WRAPPED = re.compile(r"(?<!sample)\.(?:conv|norm)(?=\.(?:weight|bias)$)|(?<=sample\.conv)\.conv")
@@ -96,22 +96,7 @@ class BSQVAE(nn.Module):
         config = read_config(own)
         with torch.device("meta"):
             model = cls(config)
-        expected = {n: t.shape for n, t in model.state_dict().items()}
-        missing, extra = sorted(expected.keys() - own.keys()), sorted(own.keys() - expected.keys())
-        if missing or extra:
-            raise CheckpointError(
-                f"tokenizer tensors do not match the architecture they imply: "
-                f"missing {missing[:4] or 'none'} ({len(missing)} in all), "
-                f"unexpected {extra[:4] or 'none'} ({len(extra)} in all)"
-            )
-        for name, shape in expected.items():
-            if own[name].shape != shape:
-                raise CheckpointError(
-                    f"tokenizer tensor {name!r} has shape {tuple(own[name].shape)}, "
-                    f"expected {tuple(shape)}"
-                )
-        model.load_state_dict({n: t.float() for n, t in own.items()}, assign=True)
-        channels_last(model.decoder)
+        fill(model, own)
         return model.eval().requires_grad_(False)
 
     def codes(self, bits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...model.surroundings import undisturbed
 from .config import PHI_RATIO, VQVAEConfig, phi_index
-from .vqvae_layers import Decoder, Encoder, channels_last
+from .vqvae_layers import Decoder, Encoder, fill
 
 IGNORED = ("quantize.ema_vocab_hit_SV",)  # codebook usage during training
 
@@ -110,16 +110,7 @@ class VQVAE(nn.Module):
             own = {n: t for n, t in own.items() if not n.startswith("quant_conv.")}
         with torch.device("meta"):
             model = cls(config)
-        expected = {n: t.shape for n, t in model.state_dict().items()}
-        _check_names(expected, own)
-        for name, shape in expected.items():
-            if own[name].shape != shape:
-                raise CheckpointError(
-                    f"VQVAE tensor {name!r} has shape {tuple(own[name].shape)}, "
-                    f"expected {tuple(shape)}"
-                )
-        model.load_state_dict({n: t.float() for n, t in own.items()}, assign=True)
-        channels_last(model.decoder)
+        fill(model, own)
         return model.eval().requires_grad_(False)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -205,14 +196,3 @@ class VQVAE(nn.Module):
 
     def _lay_out(self, ids: Tensor, size: tuple[int, int]) -> Tensor:
         return self.embed(ids).transpose(1, 2).unflatten(2, size)
-
-
-def _check_names(expected: Mapping[str, object], found: Mapping[str, object]) -> None:
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"VQVAE tensors do not match the architecture they imply: "
-            f"missing {missing[:8] or 'none'}, unexpected {unexpected[:8] or 'none'} "
-            f"({len(missing)} missing, {len(unexpected)} unexpected in all)"
-        )

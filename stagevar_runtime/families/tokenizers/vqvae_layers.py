@@ -5,6 +5,7 @@ Source: VAR (arXiv 2404.02905), ``models/basic_vae.py``; the design is that of V
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -197,3 +198,28 @@ def channels_last(decoder: nn.Module) -> None:
     """
     to_layout: Any = decoder.to
     to_layout(memory_format=torch.channels_last)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put ``tensors``, as float32, into an image tokenizer made on the meta device.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape.
+    """
+    expected = {name: blank.shape for name, blank in model.state_dict().items()}
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"tokenizer tensors do not match the architecture they imply: "
+            f"missing {missing[:4] or 'none'} ({len(missing)} in all), "
+            f"unexpected {extra[:4] or 'none'} ({len(extra)} in all)"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"tokenizer tensor {name!r} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(shape)}"
+            )
+    model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
+    channels_last(model.decoder)  # type: ignore[arg-type]

@@ -100,6 +100,18 @@ def test_a_fork_draws_the_same_from_here() -> None:
         assert torch.equal(draw(logits, ScaleSampling(), twin, 1).ids, first)
 
 
+def test_derived_streams_stay_what_they_were() -> None:
+    """Profiles, figures and half-done calibrations were drawn from these: numpy's SeedSequence
+    spreads numbers as well, but gives others."""
+    noise = Noise([7, 2**63 - 1], 2, CPU)
+    got = [g.initial_seed() for key in ((0,), (3, 1)) for g in noise.derived(*key)]
+    assert got == [
+        *(5992464809206441087, 4594296989017925900),
+        *(9028856401796855084, 6333305003485619065),
+    ]
+    assert np.random.SeedSequence([7, 0]).generate_state(1, np.uint64)[0] >> 1 != got[0]
+
+
 def test_derived_streams_are_apart() -> None:
     noise = Noise([1, 2], 2, CPU)
     keys = [(0,), (1,), (0, 1), (1, 0), (0, 0)]

@@ -13,9 +13,8 @@ from conftest import SHARED, infinity_states, prompts
 
 from stagevar_runtime import Profile, Sampling, load
 from stagevar_runtime.errors import StagevarError
-from stagevar_runtime.families.infinity.sizes import SIZES, with_random_weights, without_weights
-from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import compile_plan, plan_for
+from stagevar_runtime.families.infinity.sizes import without_weights
+from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.profile import (
     CreatedBy,
     ModelRef,
@@ -140,16 +139,3 @@ def test_guidance_may_be_a_list(pipeline) -> None:
 def test_missing_and_unknown_inputs_are_named(pipeline) -> None:
     with pytest.raises(StagevarError, match="takes text, mask, null_text, null_mask, aspect_ratio"):
         pipeline.generate(text=torch.zeros(1, 2, 24))
-
-
-def test_a_model_of_random_weights_generates(monkeypatch) -> None:
-    tiny = (2, 2, 64, 2)
-    monkeypatch.setitem(SIZES, "tiny", tiny)
-    made = with_random_weights(
-        "tiny", torch.device("cpu"), torch.float32, options={"size": "0.06M"}
-    )
-    scales = made.scales()[:2]
-    images = engine.generate(
-        made, made.condition(**prompts((3,), 2048)), plan_for(made, scales=scales), seed=0
-    )
-    assert images.images.shape == (1, 3, 32, 32) and torch.isfinite(images.images).all()

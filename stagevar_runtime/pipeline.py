@@ -201,6 +201,7 @@ class Pipeline(Planned, DiffusersStyle):
             notes.append("no profile: the exact path runs")
         if self.plan_name != EXACT and self._changes_nothing():
             notes.append(self._idle_note())
+        notes += self._doubts()
         notes += self._other_schedule([step.scale for step in plan])
         return Summary(
             model=f"{self.model.info.family} {self.path.name}, depth {self.model.info.depth}",

@@ -93,9 +93,18 @@ class Planned:
         self.notes = [str(warning) for warning in warnings]
         for note in self.notes:
             logger.warning(note)
-        logger.info("profile %s, plan %s", self.profile_source, self.plan_name)
+        doubts = "".join(f"; {doubt}" for doubt in self._doubts())
+        logger.info("profile %s, plan %s%s", self.profile_source, self.plan_name, doubts)
         if self._changes_nothing():
             logger.warning("%s", self._idle_note())
+
+    def _doubts(self) -> list[str]:
+        """What the profile's default plan was not shown to keep, where that plan runs."""
+        profile = self.profile
+        if profile is None or profile.target is None or self.plan_name != profile.default_plan:
+            return []
+        doubt = profile.target.doubt
+        return [f"plan {self.plan_name}: {doubt}"] if doubt else []
 
     def use_bases(self, profile: Profile, path: Path) -> None:
         """Load the measured bases beside a profile, where one of its plans needs them.

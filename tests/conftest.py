@@ -17,10 +17,15 @@ import torch
 from click.testing import CliRunner, Result
 from hub_server import Hub
 
+from stagevar_probe.calibrate.job import CalibrationJob
+from stagevar_probe.calibrate.settings import Materials, Outputs, Settings, Tools
 from stagevar_probe.cli import cli
+from stagevar_probe.datasets.inputs import Inputs, balanced_labels
+from stagevar_probe.datasets.supply import supply
 from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.figures import Figures
 from stagevar_probe.metrics import effnet, stlpips
+from stagevar_probe.metrics.quality import Likeness
 from stagevar_runtime.families.infinity.blocks import InfinityConfig
 from stagevar_runtime.families.infinity.blocks import Transformer as InfinityTransformer
 from stagevar_runtime.families.infinity.model import Infinity
@@ -28,6 +33,7 @@ from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.families.tokenizers.config import VQVAEConfig
 from stagevar_runtime.families.tokenizers.vqvae import VQVAE
 from stagevar_runtime.families.var import VAR, Transformer, VARConfig
+from stagevar_runtime.pipeline import Pipeline
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints/fashion/var_fashion.pth"
@@ -281,3 +287,38 @@ def some_figures(**changes: Any) -> Figures:
         flops=1e6,
     )
     return replace(made, **changes)
+
+
+def no_report(path: Path, *_: Any) -> None:
+    """Drawing takes longer than all the rest of a small calibration."""
+    path.write_text("x")
+
+
+def small_job(
+    folder: Path,
+    pipeline: Pipeline,
+    quality: Any = None,
+    inputs: Inputs | None = None,
+    tools: Tools | None = None,
+    **changes: Any,
+) -> CalibrationJob:
+    """A calibration of a tiny model of labels, on a few images, that writes into a folder."""
+    model = pipeline.model
+    settings = Settings(
+        max_loss=0.1, batch=2, rank_images=3, repeats=1, quiet=True, held_out=8, seconds=300.0
+    )
+    labels = range(model.info.classes)
+    materials = Materials(
+        inputs or balanced_labels(model, 6, seed=0),
+        supply("labels", labels, "race", 0),
+        supply("labels", labels, "proof", 0),
+        pipeline.sampling(),
+        quality or Likeness(),
+    )
+    return CalibrationJob(
+        pipeline,
+        materials,
+        replace(settings, **changes),
+        Outputs.beside(folder / "m.pth"),
+        tools=tools or Tools(report=no_report),
+    )

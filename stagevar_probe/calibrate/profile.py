@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+import stagevar_runtime
 from stagevar_runtime.profile import (
     Boundary,
+    BudgetResult,
     Calibration,
     CreatedBy,
     Estimate,
@@ -28,6 +30,7 @@ from ..intervals import mean_interval
 from ..measure.figures import Figures
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
+from ..measure.validation import Evidence, Verdict
 from ..observe.rank import ALPHA, ratio_name
 from ..observe.stages import StageEstimates, find_stages
 from ..solve.milp import FULL
@@ -85,12 +88,14 @@ def estimate(values: Any) -> Estimate:
     return Estimate(value=mean, ci95=(low, high))
 
 
-def expected_of(figures: Figures) -> Expected:
+def expected_of(figures: Figures, evidence: Evidence | None = None) -> Expected:
     """A plan's held-out figures in the profile's words."""
+    first = evidence.budgets[0].bounds if evidence else None
     return Expected(
         metric=figures.metric,
         loss=figures.loss.mean,
         loss_ci95=(figures.loss.low, figures.loss.high),
+        loss_bounds=None if first is None else (first.low, first.high),
         speedup_loop=figures.exact_loop_ms / figures.loop_ms,
         speedup_total=figures.exact_total_ms / figures.total_ms,
         ms_loop=figures.loop_ms,
@@ -100,24 +105,51 @@ def expected_of(figures: Figures) -> Expected:
     )
 
 
+def target_result(
+    metric: str, asked: Target, satisfied: Verdict, evidence: Evidence | None
+) -> TargetResult:
+    """What was asked and whether it is met, with what would settle it where it is not proved."""
+    beside = evidence.budgets[1:] if evidence else ()
+    return TargetResult(
+        metric=metric,
+        max_loss=asked.max_loss,
+        margin=evidence.budgets[0].margin if evidence else None,
+        min_speedup=asked.min_speedup,
+        max_ms=asked.max_ms,
+        satisfied=satisfied,
+        more_inputs=evidence.more if evidence else None,
+        losing=evidence.named if evidence else (),
+        beside=tuple(
+            BudgetResult(
+                metric=part.metric,
+                max_loss=part.max_loss,
+                margin=part.margin,
+                tag=part.tag,
+                loss=part.bounds.mean,
+                loss_bounds=(part.bounds.low, part.bounds.high),
+                satisfied=part.verdict,
+            )
+            for part in beside
+        ),
+    )
+
+
 def build_profile(
     measured: Measurements,
     plans: Mapping[str, tuple[PlanStep, ...]],
-    max_loss: float,
-    satisfied: bool,
-    version: str,
+    asked: Target,
+    satisfied: Verdict,
     at: str,
-    asked: Target | None = None,
 ) -> Profile:
     """The profile of these measurements and plans; figures come from ``measured.validation``.
 
-    ``asked``: where a speed was asked for.
+    ``satisfied``: the verdict on the plan ``balanced``. ``at``: when, in ISO 8601.
     """
-    job = measured.job
+    job, found_of = measured.job, measured.validation
     found = stages_of(measured)
     guidance = job["sampling"]["guidance"]
     return Profile(
-        created_by=CreatedBy(tool="stagevar-probe", version=version, at=at),
+        created_by=CreatedBy(tool="stagevar-probe", version=stagevar_runtime.__version__, at=at),
         model=ModelRef(
             family=job["family"],
             architecture=job["architecture"],
@@ -156,18 +188,12 @@ def build_profile(
                 evidence=found.structural_evidence,
             ),
         ),
-        target=TargetResult(
-            metric=job["metric"],
-            max_loss=max_loss,
-            min_speedup=asked.min_speedup if asked else None,
-            max_ms=asked.max_ms if asked else None,
-            satisfied=satisfied,
-        ),
+        target=target_result(job["metric"], asked, satisfied, found_of.evidence.get("balanced")),
         plans={
             name: PlanEntry(
                 steps=steps,
-                expected=expected_of(measured.validation.plans[name])
-                if name in measured.validation.plans
+                expected=expected_of(found_of.plans[name], found_of.evidence.get(name))
+                if name in found_of.plans
                 else None,
             )
             for name, steps in plans.items()

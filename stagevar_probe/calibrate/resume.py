@@ -30,8 +30,8 @@ LOCK = ".lock"
 class ResumableWork:
     """Pieces of one job in ``folder``, which all its processes share."""
 
-    def __init__(self, folder: Path, ranks: Processes = ALONE) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
+        self.folder, self.processes = folder, processes
         self._lock: int | None = None
 
     def open(self, job: Mapping[str, Any], resume: bool) -> None:
@@ -43,7 +43,7 @@ class ResumableWork:
         """
         digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
         marker = self.folder / "job.json"
-        if self.ranks.first:
+        if self.processes.first:
             self._hold()
             for path in () if resume else self.folder.iterdir():
                 if path.name != LOCK:
@@ -52,11 +52,11 @@ class ResumableWork:
                 logger.info("resuming the calibration in %s", self.folder)
             else:
                 write_json(marker, {"job": digest})
-        self.ranks.wait()
+        self.processes.wait()
         if not marker.exists():
             raise CalibrationError(
-                f"{self.folder} is not seen by process {self.ranks.rank}: the processes of one job "
-                "share a folder. Run separate jobs and join them with stagevar-probe merge"
+                f"{self.folder} is not seen by process {self.processes.rank}: the processes of one "
+                "job share a folder. Run separate jobs and join them with stagevar-probe merge"
             )
         if read_json(marker)["job"] != digest:
             raise CalibrationError(
@@ -95,19 +95,19 @@ class ResumableWork:
         """
         for i, (name, make) in enumerate(pieces):
             path = self.folder / name
-            if self.ranks.own(first + i):
+            if self.processes.own(first + i):
                 if not path.exists():
                     write_json(path, make())
                 tick(images)
-        self.ranks.wait()
-        tick(images * sum(not self.ranks.own(first + i) for i in range(len(pieces))))
+        self.processes.wait()
+        tick(images * sum(not self.processes.own(first + i) for i in range(len(pieces))))
         return [read_json(self.folder / name) for name, _ in pieces]
 
     def close(self) -> None:
         """The job is finished and written: forget the pieces."""
-        if self.ranks.first:
+        if self.processes.first:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        self.ranks.wait()
+        self.processes.wait()

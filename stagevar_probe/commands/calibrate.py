@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import click
 
 from stagevar_runtime.loop.plan import EXACT
 
-from ..calibrate.job import CalibrationJob, Outputs, Settings
+from ..calibrate.job import CalibrationJob
 from ..calibrate.processes import ALONE, Processes, joined
+from ..calibrate.settings import Materials, Outputs, Settings, Tools
 from ..files import check_writable
 from ..measure.costs import describe_scales
 from ..measure.measurements import load_measurements
 from ..progress import duration
-from ..validate.table import figures_table
+from ..validate.table import evidence_lines, figures_table
+from ..validate.verdict import Budget, said
 from .options import (
+    ALSO,
     BATCH,
     CHECKPOINT,
     FILE,
     MEASURING,
+    TIME,
     ModelOptions,
     Printer,
     TargetOptions,
@@ -35,8 +40,8 @@ from .options import (
 logger = logging.getLogger("stagevar_probe")
 
 NOTHING_FASTER = (
-    "no faster plan kept the budget, so balanced is the exact path: "
-    "allow more (--max-loss), or measure more images (--count)"
+    "every faster plan is shown, or seems, to break the budget, so balanced is the exact path: "
+    "allow more (--max-loss), or more time (--time)"
 )
 FILES = ("profile", "measurements", "report", "bases")
 
@@ -46,8 +51,10 @@ FILES = ("profile", "measurements", "report", "bases")
 @model_options(*BATCH, *MEASURING)
 @printing
 @click.option("--output", "-o", type=FILE, help="The profile (default: beside the checkpoint).")
-@click.option("--count", default=None, type=click.IntRange(2), help="Calibration images.")
-@click.option("--held-out", default=None, type=click.IntRange(2), help="Held-out images.")
+@click.option("--time", "seconds", type=TIME, help="Time for everything, such as 10m.")
+@click.option("--count", type=click.IntRange(2), help="Images to measure with at most.")
+@click.option("--held-out", type=click.IntRange(2), help="Images to prove with at most.")
+@click.option("--also", type=ALSO, metavar="TAG=LOSS", help="A budget for prompts of one kind.")
 @target_options
 @click.option("--resume/--no-resume", default=True, help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="One image: peak memory and time, writes nothing.")
@@ -57,14 +64,17 @@ def calibrate(
     printer: Printer,
     asked: TargetOptions,
     output: Path | None,
+    seconds: float | None,
     count: int | None,
     held_out: int | None,
+    also: tuple[str, float] | None,
     resume: bool,
     dry_run: bool,
 ) -> int:
     """Measure CHECKPOINT and write its profile, measurements and report beside it.
 
-    Exit code 5: the profile was written, but its balanced plan misses the target.
+    Takes the time that is announced (--time). Exit code 5: the profile was written, but its
+    balanced plan misses the target, or is not proved to meet it.
     """
     try:
         with joined() as processes:
@@ -73,21 +83,31 @@ def calibrate(
             outputs = Outputs.beside(checkpoint, output)
             if checkpoint.exists() and not dry_run:
                 check_writable(outputs.profile, outputs.measurements, outputs.report, outputs.bases)
-            counts = (count, held_out)
-            job = prepare(
-                checkpoint, options, asked, outputs, counts, processes, quiet=printer.quiet
-            )
+            effort = Effort(seconds, count, held_out, also, printer.quiet)
+            job = prepare(checkpoint, options, asked, outputs, effort, processes)
             result, text = trial(checkpoint, job) if dry_run else run(checkpoint, job, resume)
     except KeyboardInterrupt:
         click.echo(
-            "\ninterrupted: what was measured is kept. Go on with the same command:\n"
+            "\ninterrupted: what was measured is kept, and the best plan so far is written, where "
+            "there is one. Go on with the same command:\n"
             f"  {command_line()}",
             err=True,
         )
         return 130
     if processes.first:
         printer.show(result, text)
-    return 0 if result.get("satisfied", True) else 5
+    return 0 if result.get("satisfied", True) is True else 5
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: the time, images at most, and a second budget for prompts of a kind."""
+
+    seconds: float | None = None
+    count: int | None = None
+    held_out: int | None = None
+    also: tuple[str, float] | None = None
+    quiet: bool = False
 
 
 def prepare(
@@ -95,69 +115,62 @@ def prepare(
     options: ModelOptions,
     asked: TargetOptions,
     outputs: Outputs,
-    counts: tuple[int | None, int | None] = (None, None),
+    effort: Effort | None = None,
     processes: Processes = ALONE,
-    quiet: bool = False,
+    tools: Tools | None = None,
 ) -> CalibrationJob:
-    """The job: the model is loaded, its inputs are drawn. ``counts``: of images, then held out."""
+    """The job: the model is loaded, its inputs are drawn."""
+    effort = effort or Effort()
     pipeline = options.load(checkpoint)
-    model, quality = pipeline.model, options.quality(checkpoint, pipeline)
-    count, held_out = counts
+    losses = asked.max_loss or ()
+    quality = options.quality(checkpoint, pipeline, losses)
     target = asked.target(quality.default_loss)
-    return CalibrationJob(
-        pipeline,
-        options.inputs(pipeline, count or default_count(model), held_out=False),
-        options.inputs(pipeline, held_out or default_count(model, True), held_out=True),
+    beside = [*losses[1:], *(metric.default_loss for metric in quality.others[len(losses[1:]) :])]
+    settings = Settings(
+        max_loss=target.max_loss,
+        min_speedup=target.min_speedup,
+        max_ms=target.max_ms,
+        loss_asked=target.loss_asked,
+        seed=options.seed,
+        batch=options.batch,
+        quiet=effort.quiet,
+        seconds=effort.seconds,
+        held_out=effort.held_out,
+        others=tuple(Budget(q.name, x) for q, x in zip(quality.others, beside, strict=True)),
+        also=Budget(quality.name, effort.also[1], effort.also[0]) if effort.also else None,
+    )
+    count = effort.count or default_count(pipeline.model)
+    materials = Materials(
+        options.inputs(pipeline, count, held_out=False),
+        options.supply(pipeline, "race"),
+        options.supply(pipeline, "proof"),
         pipeline.sampling(**options.sampling),
         quality,
-        Settings(
-            max_loss=target.max_loss,
-            min_speedup=target.min_speedup,
-            max_ms=target.max_ms,
-            loss_asked=target.loss_asked,
-            seed=options.seed,
-            batch=options.batch,
-            quiet=quiet,
-        ),
-        outputs,
-        processes,
     )
+    return CalibrationJob(pipeline, materials, settings, outputs, processes, tools)
 
 
 def trial(checkpoint: Path, job: CalibrationJob) -> tuple[dict[str, Any], str]:
     """One image: how much memory and time the whole calibration would take."""
-    work = job.work()
-    found = job.dry_run()
+    found = job.trial()
     return found, (
         f"{checkpoint.name}: {describe_scales(job.pipeline.model.scales())}\n"
         f"one image: {found['seconds_one_image']:.2f} s, "
         f"peak memory {found['peak_memory_mb']:.0f} MB\n"
-        f"{work['interventions']:.0f} interventions, at most {work['generations']:.1f} "
-        f"generations per image; the whole calibration: "
-        f"about {found['seconds_estimate'] / 60:.1f} minutes"
+        f"{found['interventions']:.0f} interventions, at most {found['generations']:.1f} "
+        f"generations per image; the whole calibration: at most "
+        f"{duration(found['seconds_estimate'])}"
     )
 
 
 def run(checkpoint: Path, job: CalibrationJob, resume: bool) -> tuple[dict[str, Any], str]:
-    """Measure, choose, validate and write; the held-out figures of every plan."""
-    work = job.work()
-    metric = job.quality.name
-    logger.info(
-        "%s: %s\n%s; %d interventions on %d images, at most %.1f generations "
-        "per image, then %d held-out images: at most about %s",
-        checkpoint.name,
-        describe_scales(job.pipeline.model.scales()),
-        job.target.description(metric),
-        work["interventions"],
-        len(job.inputs),
-        work["generations"],
-        len(job.held_out),
-        duration(job.seconds(work)),
-    )
+    """Measure, choose, prove and write; the figures of every plan on held-out inputs."""
+    logger.info("%s: %s", checkpoint.name, describe_scales(job.pipeline.model.scales()))
     profile = job.run(resume)
     assert profile.target is not None
-    figures = load_measurements(job.outputs.measurements).validation.plans
-    shown = {name: figures[name] for name in (EXACT, *profile.plans)}
+    found = load_measurements(job.outputs.measurements).validation
+    shown = {name: found.plans[name] for name in (EXACT, *profile.plans) if name in found.plans}
+    evidence = found.evidence.get("balanced")
     result = {
         "profile": str(job.outputs.profile),
         "measurements": str(job.outputs.measurements),
@@ -165,12 +178,15 @@ def run(checkpoint: Path, job: CalibrationJob, resume: bool) -> tuple[dict[str, 
         **({"bases": str(job.outputs.bases)} if job.outputs.bases.exists() else {}),
         "satisfied": profile.target.satisfied,
         "max_loss": profile.target.max_loss,
-        "plans": {name: found.dump() for name, found in shown.items()},
+        "evidence": None if evidence is None else evidence.dump(),
+        "seconds": dict(found.seconds),
+        "plans": {name: figures.dump() for name, figures in shown.items()},
     }
-    verdict = "met" if profile.target.satisfied else "NOT met"
+    metric = job.materials.quality.name
     text = [
         figures_table(shown),
-        f"target: {job.target.description(metric)}: {verdict}",
+        f"target: {job.target.description(metric)}: {said(profile.target.satisfied)}",
+        *([] if evidence is None else evidence_lines(evidence)),
         *([] if profile.plan("balanced").steps else [NOTHING_FASTER]),
         *(f"{name:<13}{result[name]}" for name in FILES if name in result),
     ]

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +28,18 @@ from ..datasets.inputs import (
     balanced_labels,
     builtin_prompts,
     given_labels,
+    prompt_tags,
     prompts_beside,
     prompts_from,
     read_lines,
     split_prompts,
 )
+from ..datasets.prompts.templates import template_prompts
+from ..datasets.supply import Purpose, Supply, race_or_proof, split_lines, supply
 from ..metrics.features import CHOICES
 from ..metrics.protocol import Quality
 from ..metrics.quality import find_quality, named_by_file
+from ..metrics.several import find_metrics
 from ..solve.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,12 +58,13 @@ class HubPath(click.Path):
 
 CHECKPOINT = HubPath(path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-LOSS = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-COUNTS = {"labels": (192, 1000), "prompts": (64, 64)}  # calibration and held-out images
+COUNTS = {"labels": 192, "prompts": 192}  # images to measure with, at most
+TEMPLATES = 4000  # prompts to race and prove with, where a model has none of its own
 METRICS = (
-    "agreement, ssim-to-exact, scenes, retrieval=ARCHIVE, clip-score[=FOLDER] or module:function."
+    "agreement, ssim-to-exact, scenes, retrieval=ARCHIVE, clip-score[=FOLDER] or module:function; "
+    "several are joined by +."
 )
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 
@@ -110,8 +115,63 @@ MEASURING: tuple[Option, ...] = (
     click.option("--prompts", type=FILE, help="Labels or prompts, .txt or .jsonl."),
     click.option("--metric", help=METRICS),
 )
+
+
+class Several(click.ParamType):
+    """Numbers of at least 0, joined by ``+``."""
+
+    name = "losses"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """The numbers."""
+        try:
+            found = tuple(float(part) for part in str(value).split("+"))
+        except ValueError:
+            found = ()
+        if not found or min(found) < 0:
+            self.fail(f"got {value!r}, expected numbers of at least 0, joined by +", param, ctx)
+        return found
+
+
+class Duration(click.ParamType):
+    """A time: ``90s``, ``10m`` or ``1.5h``; minutes where no unit is given. In seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Seconds."""
+        text = str(value).strip()
+        unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:], None)
+        try:
+            seconds = float(text[:-1] if unit else text) * (unit or 60.0)
+        except ValueError:
+            seconds = 0.0
+        if seconds <= 0:
+            self.fail(f"got {value!r}, expected a time such as 90s, 10m or 1h", param, ctx)
+        return seconds
+
+
+class Also(click.ParamType):
+    """A budget for one kind of prompts: ``TAG=LOSS``."""
+
+    name = "also"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, float]:
+        """Tag and budget."""
+        tag, _, loss = str(value).partition("=")
+        try:
+            found = float(loss)
+        except ValueError:
+            found = -1.0
+        if not tag or found < 0:
+            self.fail(f"got {value!r}, expected TAG=LOSS, such as counting=.02", param, ctx)
+        return tag, found
+
+
+LOSSES, TIME, ALSO = Several(), Duration(), Also()
+
 TARGETS: tuple[Option, ...] = (
-    click.option("--max-loss", type=LOSS, help="Budget in the metric's units."),
+    click.option("--max-loss", type=LOSSES, help="Budget in the metric's units (several: by +)."),
     click.option("--min-speedup", type=POSITIVE, help="Least loss at this end-to-end speed."),
     click.option("--max-ms", type=POSITIVE, help="Least loss within this time per image."),
 )
@@ -185,11 +245,17 @@ class ModelOptions:
             emulate=self.emulate,
         )
 
-    def quality(self, checkpoint: Path, pipeline: Pipeline) -> Quality:
-        """What pictures are scored by."""
+    def quality(
+        self, checkpoint: Path, pipeline: Pipeline, budgets: Sequence[float] = ()
+    ) -> Quality:
+        """What pictures are scored by; ``budgets``: of several metrics."""
         classes = pipeline.model.info.classes
         metric = self.metric or named_by_file(pipeline.settings.get("metric"), checkpoint)
-        return find_quality(metric, checkpoint, classes, self.features, self.reference)
+
+        def find(part: str | Quality | None) -> Quality:
+            return find_quality(part, checkpoint, classes, self.features, self.reference)
+
+        return find_metrics(metric, checkpoint, classes, budgets, find)
 
     def lines(self, pipeline: Pipeline, held_out: bool) -> tuple[list[str], str]:
         """Prompts and where they are from: asked for, beside the checkpoint, or the project's."""
@@ -201,6 +267,28 @@ class ModelOptions:
             if own
             else (builtin_prompts(held_out), "builtin-64")
         )
+
+    def supply(self, pipeline: Pipeline, purpose: Purpose) -> Supply:
+        """Draws to race or to prove with: of prompts that have no part in measuring."""
+        model, seed, tags = pipeline.model, self.seed, dict[str, str]()
+        if model.info.classes:
+            labels = balanced_labels(model, model.info.classes, seed).items
+            if self.prompts is not None:
+                lines = read_lines(self.prompts)
+                labels = given_labels(model, lines, self.prompts.name, len(lines), seed, True).items
+            return supply(getattr(self.prompts, "name", "balanced-labels"), labels, purpose, seed)
+        own = prompts_beside(pipeline.path)
+        if self.prompts:
+            found, name = split_lines(read_lines(self.prompts), purpose), self.prompts.name
+        elif own:
+            tags = prompt_tags(own)
+            found, name = race_or_proof(split_prompts(own, True), purpose), own.name
+        else:
+            made = template_prompts(purpose, TEMPLATES)
+            tags, name = {text: kind for kind, text in made}, "builtin-templates"
+            found = [text for _, text in made]
+        drawn = supply(name, found, purpose, seed, pipeline.read_condition)
+        return replace(drawn, tags=tags)
 
     def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
         """Calibration or held-out inputs for the family."""
@@ -223,9 +311,9 @@ def _import_from_here() -> None:
         sys.path.append(os.getcwd())
 
 
-def default_count(model: ScaleModel, held_out: bool = False) -> int:
-    """Images to calibrate with, or to hold out, where nobody says how many."""
-    return COUNTS["labels" if model.info.classes else "prompts"][held_out]
+def default_count(model: ScaleModel) -> int:
+    """Images to measure with at most, where nobody says how many."""
+    return COUNTS["labels" if model.info.classes else "prompts"]
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -257,13 +345,13 @@ def _number(text: str) -> Any:
 class TargetOptions:
     """What the plans shall reach; None where nothing was asked."""
 
-    max_loss: float | None = None
+    max_loss: tuple[float, ...] | None = None
     min_speedup: float | None = None
     max_ms: float | None = None
 
     def target(self, default: float) -> Target:
         """What to aim at; ``default``: the loss where no loss was asked."""
-        loss = default if self.max_loss is None else self.max_loss
+        loss = self.max_loss[0] if self.max_loss else default
         return Target(loss, self.min_speedup, self.max_ms, loss_asked=self.max_loss is not None)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-import stagevar_runtime
 from stagevar_runtime.options.low_rank import Bases, bases_path
 from stagevar_runtime.profile import write_profile
 
@@ -23,6 +22,7 @@ from ..solve.build import frontier_point, problem_from, steps_of
 from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import Target
+from ..validate.verdict import UNPROVEN
 from .options import CHECKPOINT, FILE, Printer, TargetOptions, printing, target_options
 
 
@@ -88,11 +88,9 @@ def write_plans(
     profile = build_profile(
         replace(measured, validation=Validation()),
         {name: steps_of(s, measured) for name, s in found.items()},
-        target.max_loss,
-        False,
-        stagevar_runtime.__version__,
-        datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         target,
+        UNPROVEN,
+        datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     needed = measured_ranks(plan.steps for plan in profile.plans.values())
     if bases is not None and needed and bases_path(output) != beside:

@@ -127,6 +127,12 @@ def split_prompts(path: Path, held_out: bool) -> list[str]:
     return found
 
 
+def prompt_tags(path: Path) -> dict[str, str]:
+    """The kind of every prompt of such a file, where its line has a ``tag``."""
+    rows = [(f"{path}, line {n}", row) for n, row in rows_of(path, lines_of(path))]
+    return {prompt_of(row, where): str(row["tag"]) for where, row in rows if "tag" in row}
+
+
 def given_labels(
     model: ScaleModel, lines: Sequence[str], name: str, count: int, seed: int, held_out: bool
 ) -> Inputs:

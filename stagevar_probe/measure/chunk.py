@@ -13,7 +13,7 @@ from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.model.sampling import Sampling
 
 from ..datasets.inputs import Inputs
-from ..metrics.images import cosine_similarity, psnr
+from ..metrics.images import cosine_similarity, kid_shares, psnr
 from ..metrics.protocol import Quality
 from ..observe.frequency import frequency_change
 from ..observe.observer import ExactObserver
@@ -33,7 +33,9 @@ def measure_chunk(
     """Everything :class:`~.measurements.Measurements` keeps of these images."""
     observer = ExactObserver(model, sampling, rank_images)
     exact: list[Tensor] = []
-    tables: dict[str, dict[str, list[float]]] = {"smooth": {}, "score": {}, "psnr": {}}
+    names = ("smooth", "score", "psnr", "distribution")
+    tables: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    seen: list[Tensor] = []
 
     def visit(name: str, images: Tensor) -> None:
         images = images.float().cpu()
@@ -43,6 +45,13 @@ def measure_chunk(
         tables["score"][name] = quality.score(images, inputs.items, exact[0]).tolist()
         if name != EXACT:
             tables["psnr"][name] = psnr(images, exact[0]).clamp_max(99.0).tolist()
+        if quality.reference is not None and len(inputs) > 1:
+            features = quality.features(images)
+            if name == EXACT:
+                seen.append(features)
+            else:
+                shares = kid_shares(quality.reference, seen[0], features)
+                tables["distribution"][name] = (1000 * shares).tolist()
 
     run_chunk(model, inputs, space, interventions, sampling, visit, observer)
     final = quality.features(exact[0])

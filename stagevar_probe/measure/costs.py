@@ -31,6 +31,18 @@ class Costs:
     batch: int
     repeats: int
 
+    @property
+    def rows(self) -> int:
+        """Rows of a scale before guidance is dropped."""
+        return max(rows for _, rows, _ in self.ms)
+
+    @property
+    def exact_ms(self) -> float:
+        """The loop of the exact path, a batch."""
+        return sum(
+            ms for (_, rows, option), ms in self.ms.items() if (rows, option) == (self.rows, FULL)
+        )
+
     def dump(self) -> dict[str, Any]:
         """JSON-ready."""
         cells = [[*cell, ms, self.spread_ms[cell]] for cell, ms in self.ms.items()]

@@ -24,6 +24,7 @@ from .validation import Validation
 
 VERSION = 1
 KIND = "stagevar-measurements"
+FEWEST = 12  # images that say something of a distribution
 JOB_KEYS = (
     *("checkpoint", "family", "architecture", "weights", "schedule_name", "scales", "groups"),
     *("inputs", "seed", "batch", "sampling", "metric", "max_loss", "dtype", "hardware", "version"),
@@ -37,10 +38,12 @@ class Measurements:
 
     ``job`` says what was run (model, inputs, sampling, metric, hardware). ``smooth`` and ``score``
     hold, by intervention, one value an image (:class:`~stagevar_probe.metrics.quality.Quality`);
-    ``psnr`` dB to the exact image. ``sensitivity[scale][name]``; ``ranks``: one dict a (scale,
-    group, branch, centring) with one value an image for each measure; ``semantic`` and
-    ``structural`` ``[image][scale]``; ``low`` and ``high`` frequency change. ``costs`` from
-    :mod:`.cost`. ``validation``: held-out figures by plan.
+    ``psnr`` dB to the exact image; ``distribution`` what it adds to the kernel distance lost, times
+    1000, where real pictures are known.
+    ``sensitivity[scale][name]``; ``ranks``: one dict a (scale, group, branch, centring) with one
+    value an image for each measure; ``semantic`` and ``structural`` ``[image][scale]``; ``low`` and
+    ``high`` frequency change. ``costs`` from :mod:`.cost`. ``validation``: held-out figures by
+    plan.
     """
 
     job: dict[str, Any]
@@ -49,6 +52,7 @@ class Measurements:
     smooth: dict[str, list[float]] = field(default_factory=dict)
     score: dict[str, list[float]] = field(default_factory=dict)
     psnr: dict[str, list[float]] = field(default_factory=dict)
+    distribution: dict[str, list[float]] = field(default_factory=dict)
     sensitivity: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     semantic: list[list[float]] = field(default_factory=list)
@@ -60,7 +64,7 @@ class Measurements:
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Append what :func:`~.chunk.measure_chunk` gave of one chunk of images."""
-        for table in ("smooth", "score", "psnr"):
+        for table in _BY_INTERVENTION:
             own = getattr(self, table)
             for name, values in chunk[table].items():
                 own.setdefault(name, []).extend(values)
@@ -95,6 +99,14 @@ class Measurements:
         ]
         rows.sort(key=lambda row: row["group"])
         return tuple(float(np.mean(row["values"][measure])) for row in rows) or None
+
+    def distribution_worse(self, intervention: str) -> float:
+        """How many standard errors the distribution is worse under an intervention than exact's; 0
+        where that is not known."""
+        values = np.asarray(self.distribution.get(intervention, ()))
+        if len(values) < FEWEST or not values.std():
+            return 0.0
+        return float(values.mean() / values.std() * np.sqrt(len(values)))
 
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
@@ -169,6 +181,7 @@ class Measurements:
                         *("structural", "low", "high"),
                     )
                 },
+                distribution=data.get("distribution", {}),
                 validation=Validation.parse(data["validation"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -238,7 +251,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
             raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")
         whole = len(out.smooth.get(EXACT, ()))
         chunk = {name: getattr(part, name) for name in _TABLES}
-        for table in ("smooth", "score", "psnr"):
+        for table in _BY_INTERVENTION:
             own = getattr(out, table)
             chunk[table] = {
                 name: values
@@ -258,6 +271,7 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
     return out
 
 
+_BY_INTERVENTION = ("smooth", "score", "psnr", "distribution")
 _TABLES = ("sensitivity", "ranks", "semantic", "structural", "low", "high")
 
 

@@ -33,15 +33,15 @@ class ClipScore(Looking):
 
     default_loss = 0.003
 
-    def __init__(self, source: str = SOURCE) -> None:
+    def __init__(self, source: str = SOURCE, fetch: bool = True) -> None:
         self.name = f"{NAME}={Path(source).name}"
         try:
             from transformers import CLIPModel, CLIPProcessor
         except ImportError as error:
             raise missing(self.name, "transformers", "metrics-net") from error
         try:
-            self.model = CLIPModel.from_pretrained(source).eval()
-            self.processor = CLIPProcessor.from_pretrained(source)
+            self.model = CLIPModel.from_pretrained(source, local_files_only=not fetch).eval()
+            self.processor = CLIPProcessor.from_pretrained(source, local_files_only=not fetch)
         except (OSError, ValueError) as error:
             said = str(error).strip().partition("\n")[0]
             raise CalibrationError(

@@ -17,14 +17,16 @@ class Quality(Protocol):
     """``smooth`` is what searches compare (low variance), ``score`` what is reported; per image,
     higher is better, in [0, 1]. ``default_loss`` is the budget used when none is asked.
 
-    ``features`` are for the distribution and for semantic likeness, ``reference`` those of real
-    pictures; ``perceptual`` is the distance to the exact picture."""
+    ``others``: metrics beside this one, each with a budget of its own. ``features`` are for the
+    distribution and for semantic likeness, ``reference`` those of real pictures; ``perceptual`` is
+    the distance to the exact picture."""
 
     name: str
     default_loss: float
     features: Features
     reference: Tensor | None
     perceptual: Perceptual
+    others: tuple[Quality, ...]
 
     def score(self, images: Tensor, items: Items, exact: Tensor) -> Tensor:
         """``(B,)`` for images ``(B, 3, H, W)`` asked as ``items``."""
@@ -42,6 +44,7 @@ class Looking:
     features: Features = PIXELS
     reference: Tensor | None = None
     perceptual: Perceptual = UNLIKENESS
+    others: tuple[Quality, ...] = ()
 
     def real(self) -> Features:
         """The features as they are: the metric knows no real pictures."""

@@ -11,7 +11,7 @@ from stagevar_runtime.loop.engine import generate
 from stagevar_runtime.loop.plan import EXACT, plan_for
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile import Profile, TargetResult
+from stagevar_runtime.profile import Profile
 
 from ..datasets.inputs import Inputs
 from ..intervals import bootstrap_mean
@@ -21,6 +21,7 @@ from ..measure.measurements import Measurements
 from ..observe.rank import ALPHA, ratio_name
 from . import plots
 from .html import ReportData, write_report
+from .verdict import plan_verdict, sentences
 
 PAIRS = 8
 
@@ -53,7 +54,7 @@ def report_data(
         subtitle=f"{job['family']}, {len(names)} scales to {names[-1]}, "
         f"{job['hardware']['device']} {job['dtype']}, batch {job['batch']}",
         satisfied=target.satisfied,
-        verdict=_verdict(best, target),
+        verdict=sentences(best, target, measured.validation.evidence.get("balanced")),
         headlines=_headlines(best),
         facts=_facts(profile),
         loss_name=f"{job['metric']} lost",
@@ -74,29 +75,6 @@ def report_data(
             ),
         ],
         command=f"stagevar-probe calibrate {job['checkpoint']} --seed {job['seed']}",
-    )
-
-
-def _verdict(best: Figures | None, target: TargetResult) -> str:
-    if best is None:
-        return "Nothing was validated on held-out inputs."
-    loss, low, high = best.loss
-    kept = "keeps" if target.satisfied else "misses"
-    goal = f"budget of {target.max_loss:g}"
-    if target.min_speedup is not None:
-        goal = f"target of {target.min_speedup:g}x end to end"
-    elif target.max_ms is not None:
-        goal = f"target of {target.max_ms:g} ms an image"
-    distribution = ""
-    if best.kid_loss is not None:
-        worse = best.significantly_worse
-        distribution = (
-            f", distribution {'significantly worse' if worse else 'not significantly worse'}"
-        )
-    return (
-        f"The balanced plan {kept} its {goal}: it loses {loss:.4f} "
-        f"[{low:.4f}, {high:.4f}] {best.metric} on {best.images} held-out images"
-        f"{distribution}."
     )
 
 
@@ -145,7 +123,7 @@ def _plan_rows(measured: Measurements, profile: Profile) -> list[Any]:
                 "loss": figures.loss[0],
                 "low": figures.loss[1],
                 "high": figures.loss[2],
-                "satisfied": figures.loss[0] <= profile.target.max_loss,
+                "satisfied": plan_verdict(name, figures, measured, profile.target),
                 "summary": f"loop {figures.exact_loop_ms / figures.loop_ms:.2f}x, "
                 f"PSNR to exact {figures.psnr[0]:.1f} dB"
                 + (f", KID {figures.kid:.2f}" if figures.kid is not None else ""),

@@ -29,7 +29,7 @@ class PlanRow(TypedDict):
     loss: float
     low: float
     high: float
-    satisfied: bool
+    satisfied: bool | str
     summary: str
     steps: list[str]
 
@@ -61,7 +61,8 @@ class TableData(TypedDict):
 class ReportData(TypedDict):
     """Everything a report shows. Lists may be empty: their section is then left out.
 
-    ``verdict`` is one sentence; ``satisfied`` colours it, None where nothing was asked.
+    ``verdict`` is one sentence; ``satisfied`` colours it: true, false or ``unproven``, None where
+    nothing was asked.
     ``pictures_title``: empty for pairs of exact and fast. ``notes`` are the honest ones: what was
     not measured, what the intervals mean, where the budget was missed. ``facts`` and
     ``provenance`` are (name, value) pairs. ``command`` reproduces the calibration.
@@ -69,7 +70,7 @@ class ReportData(TypedDict):
 
     title: str
     subtitle: str
-    satisfied: bool | None
+    satisfied: bool | str | None
     verdict: str
     headlines: list[Headline]
     facts: list[tuple[str, str]]

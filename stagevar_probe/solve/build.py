@@ -16,6 +16,8 @@ from ..measure.validation import FrontierPoint
 from .isotonic import smoothed
 from .milp import FULL, Problem, Solution
 
+WORSE = 2.5  # standard errors of distribution lost that rule an option out
+
 
 def problem_from(measured: Measurements, budget: float, caution: float = 0.0) -> Problem:
     """The solver's problem: measured costs, and the mean loss of every intervention that was run to
@@ -23,7 +25,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
 
     ``caution`` standard errors are added to every mean, so that options that only seem free (or a
     gain) by the luck of few images are left. Losses that cannot fall with an earlier start are
-    smoothed (:mod:`.isotonic`). Interventions that were given up early (hopeless after the first
+    smoothed (:mod:`.isotonic`). Interventions that are seen to make the distribution worse
+    cannot be chosen. Interventions that were given up early (hopeless after the first
     images) cannot be chosen.
     """
     if measured.costs is None:
@@ -39,6 +42,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     smooth = smoothed(measured)
     for intervention in measured.interventions:
         if len(measured.smooth.get(intervention.name, ())) < images:
+            continue
+        if measured.distribution_worse(intervention.name) > WORSE:
             continue
         losses = measured.losses(intervention.name)
         loss = smooth.get(intervention.name, float(losses.mean()))

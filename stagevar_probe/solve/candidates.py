@@ -6,7 +6,7 @@ taken for one plan: it names a field of candidates, and measurement chooses amon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -28,7 +28,6 @@ RUNGS = 9  # of paces, all tokens kept: with the losses as measured, and with ca
 POINTS = 12  # of a frontier
 COOLER = 0.3  # of the temperature
 SETTLED = 0.05  # share of the tokens that are drawn as warm as exact
-SURE = 1.5  # half intervals (three standard errors) that make a candidate hopeless
 CONTROL = "exact, cooler"
 
 
@@ -42,7 +41,9 @@ class Candidate:
     loss: float
 
 
-def field(measured: Measurements, max_loss: float, cool: bool = False) -> list[Candidate]:
+def propose_candidates(
+    measured: Measurements, max_loss: float, cool: bool = False
+) -> list[Candidate]:
     """Distinct candidates, slow to fast, sampled cooler (:func:`cooler`) where that is asked.
 
     Three parts, for what the solver cannot know:
@@ -104,10 +105,15 @@ def cooler(
 
 
 def cooler_helps(figures: Figures, max_loss: float) -> bool:
-    """Whether the exact path sampled cooler is nearer to real pictures, and loses little."""
-    share = min(BUDGETS.values())
-    nearer = figures.kid_loss is not None and figures.kid_loss.mean < 0
-    return nearer and keeps(figures, share * max_loss)
+    """Whether sampling cooler is not seen to hurt the exact path, where that can be seen: within a
+    standard error it loses half of the budget at most, and no distribution."""
+    if figures.kid_loss is None:
+        return False
+
+    def least(interval: Interval) -> float:
+        return interval.mean - (interval.mean - interval.low) / 1.96
+
+    return least(figures.kid_loss) <= 0 and least(figures.smooth_loss) <= max_loss / 2
 
 
 def _spread(
@@ -150,34 +156,3 @@ def best_drops(problem: Problem) -> list[Solution]:
             replace(exact, choices=choices, schedule=schedule, drop=(k, variant), ms=ms, loss=loss)
         )
     return found
-
-
-def keeps(figures: Figures, budget: float) -> bool:
-    """Whether a candidate looks within a budget on fresh inputs.
-
-    The mean of the reported loss and of its smooth twin is compared: two views of one quantity,
-    of which the second has less noise. The distribution must not be significantly worse.
-    """
-    loss = (figures.loss.mean + figures.smooth_loss.mean) / 2
-    return loss <= budget and not figures.significantly_worse
-
-
-def stop_early(figures: Figures, max_loss: float) -> bool:
-    """Whether a candidate on few inputs is beyond the loosest budget, or worse in distribution."""
-
-    def beyond(interval: Interval, limit: float) -> bool:
-        return interval.mean - SURE * (interval.mean - interval.low) > limit
-
-    loosest = max(BUDGETS.values()) * max_loss
-    worse = figures.kid_loss is not None and beyond(figures.kid_loss, 0)
-    return worse or beyond(figures.smooth_loss, loosest)
-
-
-def shortlist(
-    candidates: Sequence[Candidate], figures: Mapping[str, Figures], max_loss: float
-) -> dict[str, list[Candidate]]:
-    """For every budget the candidates that keep it, fast to slow."""
-    return {
-        name: [c for c in reversed(candidates) if keeps(figures[c.name], share * max_loss)]
-        for name, share in BUDGETS.items()
-    }

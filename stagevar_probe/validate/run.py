@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -29,7 +29,7 @@ PER_IMAGE = ("score", "smooth", "psnr", "ssim")
 @dataclass(frozen=True)
 class Observed:
     """What was seen of one batch drawn by one plan: a value (or a row of features) for each image,
-    and milliseconds of the whole batch. Its fields are those of the pieces of a calibration."""
+    and milliseconds of the whole batch. ``beside``: scores of the metrics beside the first."""
 
     score: list[float]
     smooth: list[float]
@@ -41,6 +41,7 @@ class Observed:
     decode: float
     scales: list[float]
     perceptual: list[float] | None = None
+    beside: dict[str, list[float]] = field(default_factory=dict)
 
 
 Batch = dict[str, Observed]
@@ -129,6 +130,10 @@ def observe_batch(
             decode=made.decode_ms,
             scales=list(made.scale_ms),
             perceptual=quality.perceptual(images, exact).tolist() if perceptual else None,
+            beside={
+                other.name: other.score(images, part.items, exact).tolist()
+                for other in quality.others
+            },
         )
     return seen
 

@@ -161,7 +161,7 @@ def _score_end(lost: int, won: int, n: int, z: float) -> float:
         return (n * limit - lost + won) / math.sqrt(max(variance, 1e-300)) - z
 
     low, high = (lost - won) / n, 1.0
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if beyond(middle) < 0 else (low, middle)
     return high

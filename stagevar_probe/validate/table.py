@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from stagevar_runtime.loop.plan import EXACT
 
 from ..measure.figures import Figures
+from ..measure.validation import Evidence
 from ..tables import NONE, columns
+from .verdict import said
 
 
 def figures_table(figures: Mapping[str, Figures]) -> str:
@@ -31,3 +33,19 @@ def figures_table(figures: Mapping[str, Figures]) -> str:
             )
         )
     return columns(rows)
+
+
+def evidence_lines(evidence: Evidence) -> list[str]:
+    """What the proof shows of a plan, in sentences."""
+    lines = []
+    for part in evidence.budgets:
+        what = part.metric if part.tag is None else f"{part.metric} on {part.tag} prompts"
+        mean, low, high = part.bounds
+        lines.append(
+            f"{what}: {mean:+.4f} lost, shown to be between {low:+.4f} and {high:+.4f} "
+            f"({said(part.verdict)}: at most {part.max_loss:g}, with a margin of {part.margin:g})"
+        )
+    if evidence.verdict == "unproven" and evidence.more:
+        lines.append(f"about {evidence.more} more inputs would settle it: --time")
+    lines += [f"{tag} prompts are shown to lose several times the budget" for tag in evidence.named]
+    return lines

@@ -12,6 +12,7 @@ from .files import (
 )
 from .schema import (
     Boundary,
+    BudgetResult,
     Calibration,
     CreatedBy,
     Estimate,
@@ -33,6 +34,7 @@ __all__ = [
     "MIGRATIONS",
     "SCHEMA_VERSION",
     "Boundary",
+    "BudgetResult",
     "Calibration",
     "CreatedBy",
     "Estimate",

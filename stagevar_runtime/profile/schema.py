@@ -72,12 +72,14 @@ class PlanStep(Model):
 class Expected(Model):
     """Held-out figures of a plan against the exact path. Lists: one value for each of ``batch``.
 
-    ``loss`` is in the units of ``metric``; ``loop`` leaves out text encoding and decoding.
+    ``loss`` is in the units of ``metric``; ``loss_bounds`` are the ends that the verdict rests on,
+    valid though they were looked at on the way. ``loop`` leaves out text encoding and decoding.
     """
 
     metric: str | None = None
     loss: float | None = None
     loss_ci95: Interval | None = None
+    loss_bounds: Interval | None = None
     speedup_loop: PerBatch | None = None
     speedup_total: PerBatch | None = None
     ms_loop: PerBatch | None = None
@@ -133,17 +135,50 @@ class Stages(Model):
     refinement: Boundary | None = None
 
 
-class TargetResult(Model):
-    """What was asked of the solver (``max_loss`` in the units of ``metric``), and if it is met.
+Satisfied = bool | Literal["unproven"]
 
-    With ``min_speedup`` or ``max_ms`` (end to end, the latter an image) the speed was asked for.
+
+class BudgetResult(Model):
+    """A budget beside the first: of another metric, or of prompts of one kind (``tag``)."""
+
+    metric: str
+    max_loss: float
+    margin: NonNegativeFloat
+    tag: str | None = None
+    loss: float | None = None
+    loss_bounds: Interval | None = None
+    satisfied: Satisfied
+
+
+class TargetResult(Model):
+    """What was asked (``max_loss`` in the units of ``metric``), and if the default plan meets it.
+
+    ``satisfied``: true where the loss is shown to keep the budget, its upper bound within
+    ``margin`` beyond it; false where it is shown to break it; ``unproven`` where the estimate keeps
+    it and the evidence does not show it. ``more_inputs``: about how many would settle it.
+    ``losing``: kinds of prompts that are shown to lose several times the budget. With
+    ``min_speedup`` or ``max_ms`` (end to end, the latter an image) the speed was asked for.
     """
 
     metric: str
     max_loss: float
+    margin: NonNegativeFloat | None = None
     min_speedup: PositiveFloat | None = None
     max_ms: PositiveFloat | None = None
-    satisfied: bool
+    satisfied: Satisfied
+    more_inputs: NonNegativeInt | None = None
+    losing: tuple[str, ...] = ()
+    beside: tuple[BudgetResult, ...] = ()
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the default plan is not to be relied on, in a sentence; None where it is."""
+        if self.satisfied is False:
+            return "its target is not met"
+        if self.satisfied is True:
+            return None
+        more = f", about {self.more_inputs} more inputs would" if self.more_inputs else ""
+        return f"a loss of at most {self.max_loss:g} {self.metric} is not proved{more}"
 
 
 class CreatedBy(Model):
@@ -226,7 +261,7 @@ class Profile(Model):
     """A model's acceleration profile. ``published`` figures come from a paper, not from us."""
 
     layout = "block"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["stagevar-profile"] = "stagevar-profile"
     created_by: CreatedBy
     model: ModelRef

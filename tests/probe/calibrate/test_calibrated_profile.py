@@ -19,6 +19,7 @@ from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.validation import Validation
 from stagevar_probe.observe.rank import ALPHA, ratio_name
 from stagevar_probe.solve.build import steps_of
+from stagevar_probe.solve.target import Target
 from stagevar_runtime.profile import dump_profile, parse_profile
 
 
@@ -26,7 +27,7 @@ def test_profile_round_trips_through_yaml() -> None:
     made = measured()
     made.validation = Validation({"balanced": some_figures(loss=Interval(0.003, -0.007, 0.013))})
     plans = {"balanced": steps_of(solution(drop=(2, "cool"), skip=(3, 4)), made), "fast": ()}
-    profile = build_profile(made, plans, 0.01, True, "0.1.0", "2026-11-22T22:37:00Z")
+    profile = build_profile(made, plans, Target(0.01), True, "2026-11-22T22:37:00Z")
     again = parse_profile(dump_profile(profile))
     assert dump_profile(again) == dump_profile(profile)
     assert again.plans["balanced"].steps == plans["balanced"]
@@ -43,7 +44,7 @@ def test_profile_round_trips_through_yaml() -> None:
 def test_guidance_and_top_k_of_each_scale_survive_the_file() -> None:
     made = measured()
     made.job["sampling"] |= {"guidance": [1.0, 2.0, 3.0, 4.0], "top_k": [1, 2, 3, 4]}
-    profile = build_profile(made, {"balanced": ()}, 0.01, True, "0.1.0", "now")
+    profile = build_profile(made, {"balanced": ()}, Target(0.01), True, "now")
     calibration = parse_profile(dump_profile(profile)).calibration
     assert calibration is not None
     used = calibration.sampling_settings()

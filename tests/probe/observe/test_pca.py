@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import invoke, prompts, tiny_infinity, write_tiny
+from conftest import invoke, prompts, small_job, tiny_infinity, write_tiny
 
-from stagevar_probe.calibrate.job import CalibrationJob, Outputs, Settings
 from stagevar_probe.commands import solve as solve_command
-from stagevar_probe.datasets.inputs import Inputs, balanced_labels
+from stagevar_probe.datasets.inputs import Inputs
 from stagevar_probe.measure.costs import cost_plans, measure_costs
 from stagevar_probe.measure.flops import scale_flops
 from stagevar_probe.measure.interventions import (
@@ -26,9 +25,7 @@ from stagevar_probe.measure.interventions import (
     run_chunk,
 )
 from stagevar_probe.measure.measurements import load_measurements, without_bases
-from stagevar_probe.measure.validation import Validation
-from stagevar_probe.metrics.quality import Likeness
-from stagevar_probe.observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
+from stagevar_probe.observe.pca import measure_bases, measured_ranks
 from stagevar_probe.solve.build import problem_from, steps_of
 from stagevar_probe.solve.milp import solve
 from stagevar_runtime.errors import CalibrationError
@@ -40,7 +37,7 @@ from stagevar_runtime.model.protocol import ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.options.low_rank import Bases, bases_path
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile import FeatureOption, PlanStep, load_profile
+from stagevar_runtime.profile import FeatureOption, PlanStep, Profile, load_profile, write_profile
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
 INPUTS = Inputs("six", (0, 3, 1, 2, 4, 0), (11, 12, 13, 14, 15, 16))
@@ -192,31 +189,20 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return load(write_tiny(tmp_path_factory.mktemp("bases")), device="cpu", profile=None)
 
 
-def job_in(folder: Path, pipeline: Pipeline) -> CalibrationJob:
-    model = pipeline.model
-    return CalibrationJob(
-        pipeline,
-        balanced_labels(model, 6, seed=0),
-        balanced_labels(model, 4, seed=0, held_out=True),
-        pipeline.sampling(),
-        Likeness(),
-        Settings(max_loss=0.1, batch=2, rank_images=3, repeats=1, quiet=True),
-        Outputs.beside(folder / "m.pth"),
-    )
+def narrowing(profile: Profile) -> Profile:
+    """The profile with plans that all narrow the last scale to 16 measured directions."""
+    steps = (PlanStep(scale=3, features=FeatureOption(rank=16, basis="pca")),)
+    plans = {name: plan.model_copy(update={"steps": steps}) for name, plan in profile.plans.items()}
+    return profile.model_copy(update={"plans": plans})
 
 
 @pytest.fixture
-def with_features(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A calibration whose plans all narrow the last scale to 16 measured directions."""
-    steps = (PlanStep(scale=3, features=FeatureOption(rank=16, basis="pca")),)
-
-    def race(job: CalibrationJob, measured: Any) -> Any:
-        figures = job._validate({"balanced": steps}, job.held_out, "held out", "final")
-        return {"balanced": steps}, Validation(figures)
-
-    monkeypatch.setattr(CalibrationJob, "_race", race)
-    monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)
-    job_in(tmp_path, pipeline).run()
+def with_features(tmp_path: Path, pipeline: Pipeline) -> Path:
+    """What a calibration leaves whose plans all narrow the last scale."""
+    job = small_job(tmp_path, pipeline)
+    profile = narrowing(job.run())
+    job.directions.write(job.outputs.bases, profile)
+    write_profile(profile, job.outputs.profile)
     return tmp_path
 
 
@@ -235,30 +221,17 @@ def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pi
     assert measured.space == default_space(model.info, pipeline.sampling(), model.scales())
 
 
-def test_a_calibration_without_such_plans_leaves_no_file(
-    tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "m.stagevar.safetensors").write_text("of an earlier profile")
-    job = job_in(tmp_path, pipeline)
-
-    def race(job: CalibrationJob, measured: Any) -> Any:
-        figures = job._validate({"balanced": ()}, job.held_out, "x", "final")
-        return {"balanced": ()}, Validation(figures)
-
-    monkeypatch.setattr(CalibrationJob, "_race", race)
-    monkeypatch.setattr(CalibrationJob, "_report", lambda job, m, p: None)
-    job.run()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "m.stagevar.measurements.json",
-        "m.stagevar.yaml",
-    ]
-
-
-def test_work_counts_the_measuring_of_directions(tmp_path: Path, pipeline: Pipeline) -> None:
-    job = job_in(tmp_path, pipeline)
-    with_them = job.work()["generations"]
-    job.ranks = {}
-    assert with_them - job.work()["generations"] == pytest.approx(min(1, BASIS_IMAGES / 6))
+def test_plans_without_directions_leave_no_file(tmp_path: Path, pipeline: Pipeline) -> None:
+    path = tmp_path / "m.stagevar.safetensors"
+    path.write_text("of an earlier profile")
+    job = small_job(tmp_path, pipeline)
+    job.directions.try_one()
+    made = job.run()
+    job.directions.write(path, narrowing(made))
+    assert path.exists()
+    plain = {name: plan.model_copy(update={"steps": ()}) for name, plan in made.plans.items()}
+    job.directions.write(path, made.model_copy(update={"plans": plain}))
+    assert not path.exists()
 
 
 def test_solve_chooses_only_what_is_at_hand(

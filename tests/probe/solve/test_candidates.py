@@ -1,4 +1,4 @@
-"""Which plans are tried on fresh images, and when one is given up.
+"""Which plans are tried on fresh images.
 
 pytest tests/probe/solve/test_candidates.py
 """
@@ -19,14 +19,13 @@ from stagevar_probe.solve.candidates import (
     WIDE,
     cooler,
     cooler_helps,
-    field,
-    stop_early,
+    propose_candidates,
 )
 from stagevar_runtime.profile import PlanStep
 
 
 def test_the_race_has_plans_with_and_without_another_guidance() -> None:
-    candidates = field(measured(), 0.02)
+    candidates = propose_candidates(measured(), 0.02)
     assert [c.ms for c in candidates] == sorted((c.ms for c in candidates), reverse=True)
     assert len({c.steps for c in candidates}) == len(candidates) <= WIDE + UNCHANGED + 2 * RUNGS
     assert all(c.steps for c in candidates)
@@ -45,13 +44,13 @@ def test_the_race_has_plans_that_a_lucky_faster_one_would_hide() -> None:
     ]
     made.costs = replace(made.costs, ms={**MS, (3, 2, "half"): 1.0, (3, 1, "half"): 1.0})
     drop = (PlanStep(scale=2, guidance="cond"),)
-    seen = [c.steps for c in field(made, 0.02)]
+    seen = [c.steps for c in propose_candidates(made, 0.02)]
     assert drop in seen and any(s.tokens for steps in seen for s in steps)
 
 
 def test_the_race_is_sampled_cooler_where_that_suits() -> None:
     made = measured()
-    warm, cool = field(made, 0.02), field(made, 0.02, cool=True)
+    warm, cool = propose_candidates(made, 0.02), propose_candidates(made, 0.02, cool=True)
     assert {c.steps for c in cool} == {cooler(c.steps, TOKEN_COUNTS, 1.0) for c in warm}
 
     def figures(kid: float, loss: float) -> Figures:
@@ -59,6 +58,7 @@ def test_the_race_is_sampled_cooler_where_that_suits() -> None:
         return some_figures(kid_loss=Interval(kid, kid - 9, kid + 9), loss=lost, smooth_loss=lost)
 
     assert cooler_helps(figures(-5.0, 0.01), 0.02) and not cooler_helps(figures(5.0, 0.0), 0.02)
+    assert cooler_helps(figures(4.0, 0.0), 0.02)  # within a standard error of nothing
     assert not cooler_helps(figures(-5.0, 0.011), 0.02)
     assert not cooler_helps(some_figures(), 0.02)
 
@@ -76,14 +76,3 @@ def test_cooler_begins_after_a_twentieth_of_the_tokens() -> None:
         *own[:2],
         PlanStep(scale=3, guidance_scale=3.0, temperature=0.15),
     )
-
-
-def test_hopeless_needs_three_standard_errors() -> None:
-    def figures(loss: float, kid: float) -> Figures:
-        around = {"smooth_loss": (loss, 0.04), "kid_loss": (kid, 100.0)}
-        found = {name: Interval(m, m - half, m + half) for name, (m, half) in around.items()}
-        return some_figures(**found)
-
-    assert not stop_early(figures(0.08, 140.0), 0.01)  # the loosest budget is 0.03
-    assert stop_early(figures(0.1, 0.0), 0.01) and stop_early(figures(0.0, 160.0), 0.01)
-    assert not stop_early(some_figures(smooth_loss=Interval(0.08, 0.04, 0.12)), 0.01)

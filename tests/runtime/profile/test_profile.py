@@ -36,7 +36,7 @@ ARCHITECTURE, WEIGHTS, OTHER = ("sha256:" + digit * 64 for digit in "abc")
 PRINT = Fingerprint(ARCHITECTURE, WEIGHTS)
 
 TEXT = f"""\
-schema_version: 1
+schema_version: 2
 kind: stagevar-profile
 created_by: {{tool: stagevar-probe, version: 0.1.0, at: 2026-11-22T22:37:00Z}}
 model:
@@ -269,10 +269,10 @@ def test_order_of_free_keys_does_not_matter() -> None:
         (f"  weights: {WEIGHTS}\n", "", "got no model.weights, expected their hash"),
         ("provenance: measured", "provenance: guessed", "provenance is 'guessed', expected 'meas"),
         ("  balanced:", "  fast:", "got default_plan 'balanced', expected one of fast"),
-        ("schema_version: 1", "schema_version: 2", "written by a newer stagevar (schema_version 2"),
-        ("schema_version: 1", "schema_version: 0", "schema_version 0 is not supported, expected 1"),
-        ("schema_version: 1", "schema_version: one", "schema_version is 'one', expected a number"),
-        ("schema_version: 1", "schema_version: true", "schema_version is True, expected a number"),
+        ("schema_version: 2", "schema_version: 3", "written by a newer stagevar (schema_version 3"),
+        ("schema_version: 2", "schema_version: 0", "schema_version 0 is not supported, expected 2"),
+        ("schema_version: 2", "schema_version: one", "schema_version is 'one', expected a number"),
+        ("schema_version: 2", "schema_version: true", "schema_version is True, expected a number"),
         ("kind: stagevar-profile", "kind: other", "kind is 'other', expected 'stagevar-profile'"),
         ("seeds: [0]", "seeds: [0]\n  seeds: [1]", "line 13 has the key 'seeds' a second time"),
         ("seeds: [0]", "seeds: &a [0]\n  extra: *a", "line 13 has the alias *a, expected"),
@@ -328,9 +328,29 @@ def test_migration_runs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     def from_zero(data: dict[str, Any]) -> dict[str, Any]:
         return data | {"provenance": data.pop("origin")}
 
-    monkeypatch.setattr(module, "MIGRATIONS", {-1: from_minus_one, 0: from_zero})
-    old = edited("provenance: ", "source: ").replace("schema_version: 1", "schema_version: -1")
+    monkeypatch.setattr(module, "MIGRATIONS", {0: from_minus_one, 1: from_zero})
+    old = edited("provenance: ", "source: ").replace("schema_version: 2", "schema_version: 0")
     assert parse_profile(old) == parse_profile(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("target", "interval", "satisfied"),
+    [
+        ("max_loss: 0.01, satisfied: true", "[0.001, 0.02]", True),
+        ("max_loss: 0.01, satisfied: true", "[0.001, 0.021]", "unproven"),
+        ("max_loss: 0.002, satisfied: true", "[0.001, 0.0041]", "unproven"),
+        ("max_loss: 0.01, satisfied: false", "[0.001, 0.03]", False),
+        ("max_loss: 0.01, min_speedup: 2, satisfied: true", "[0.0, 0.5]", True),
+    ],
+)
+def test_version_1_called_met_what_was_not_proved(
+    target: str, interval: str, satisfied: bool | str
+) -> None:
+    old = edited("schema_version: 2", "schema_version: 1")
+    old = old.replace("max_loss: 0.01, satisfied: true", target)
+    read = parse_profile(old.replace("loss_ci95: [0.001, 0.007]", f"loss_ci95: {interval}")).target
+    assert read is not None and read.satisfied == satisfied
+    assert (read.doubt is None) == (satisfied is True)
 
 
 def test_programs_may_build_with_lists_but_not_change() -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import var_states
+from tape import TapeRecorder
 from torch import Tensor
 
 from stagevar_probe.datasets.inputs import Inputs
@@ -24,6 +26,7 @@ from stagevar_probe.measure.interventions import (
 )
 from stagevar_probe.observe.observer import ExactObserver
 from stagevar_probe.observe.sensitivity import js_divergence
+from stagevar_runtime.accelerate.modes import accelerate
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.loop.engine import Observer, generate, replay
 from stagevar_runtime.loop.plan import compile_plan, plan_for
@@ -61,6 +64,7 @@ INTERVENTIONS = [
     Intervention("skip from 1", 1, skip=True),
     Intervention("skip 1 to 2", 1, skip=True, until=3),
 ]
+CPU = torch.device("cpu")
 INPUTS = Inputs("three", (0, 3, 1), (11, 12, 13))
 
 
@@ -108,6 +112,35 @@ def test_forked_intervention_is_its_plan_run_whole(
     want = whole(tiny_var, SPACE.steps(intervention, 4))
     torch.testing.assert_close(forked[intervention.name], want, atol=1e-5, rtol=0)
     assert not torch.equal(want, forked[EXACT])  # or the comparison would say nothing
+
+
+def test_interventions_share_graphs(forked: dict[str, Tensor]) -> None:
+    """Replayed from recorded scales every picture is the eager one, and no way to run a scale is
+    recorded twice: not for an intervention, and not for a plan that runs it later."""
+    model, recorder = VAR.from_tensors(*var_states(), CPU, torch.float32), TapeRecorder()
+    fast = accelerate(model, recorder=recorder)
+    counts = []
+    for turn in range(4):
+        inputs = Inputs("three", (0, 3, 1), (11 + turn, 12, 13))
+        got = run(model, INTERVENTIONS, inputs)
+        counts.append(recorder.recorded)
+    assert fast.graphs is not None and not fast.graphs.off, fast.notes()
+    model.networks = None
+    want = run(model, INTERVENTIONS, inputs)
+    for name, images in want.items():
+        assert torch.equal(got[name], images), name
+    assert counts[1] == counts[2] == counts[3] > 0
+    graphs = [graph for home in fast.graphs.homes for graph in home.graphs if graph.replay]
+    ran = sum(4 - intervention.scale for intervention in INTERVENTIONS)
+    assert counts[3] == len(graphs) < ran  # far fewer than scales that interventions ran
+    model.networks = fast.graphs
+    for steps in ([], [PlanStep(scale=3, guidance="cond")], [PlanStep(scale=3, run="skip")]):
+        assert torch.equal(whole(model, steps, inputs), whole(tiny_plain(), steps, inputs))
+    assert recorder.recorded == counts[3]
+
+
+def tiny_plain() -> VAR:
+    return VAR.from_tensors(*var_states(), CPU, torch.float32)
 
 
 def test_arms_do_not_see_each_other(tiny_var: VAR, forked: dict[str, Tensor]) -> None:

@@ -66,7 +66,7 @@ def document(
 
 
 def table(doc: Mapping[str, Any]) -> str:
-    """The document for people, one table a batch."""
+    """The document for people, one table per batch."""
     lines = [f"{doc['model']['name']} on {doc['hardware'].get('name', '?')}, {doc['dtype']}"]
     for part in doc["batches"]:
         ceiling = part["ceiling"]

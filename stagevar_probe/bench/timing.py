@@ -161,7 +161,7 @@ def measure(
     warm_up = warm_up_rounds(fast)
     if fast.graphs:  # other batches' memory is free for this one
         fast.graphs.clear()
-    entries = {name: _Entry() for name in named}
+    seen = {name: _Seen() for name in named}
     products, copies = [], []
     for turn in range(repeats + warm_up):
         if turn > warm_up and time.perf_counter() - begun > seconds:
@@ -170,35 +170,48 @@ def measure(
         products.append(product_tflops(model.device, model.dtype))
         copies.append(copy_gb_s(model.device))
         for name, contender in named.items():
-            entry = entries[name]
-            if not entry.failed:
+            one = seen[name]
+            if not one.failed:
                 forget_peak(model.device)
                 try:
                     run, made = _time(model.device, condition, contender)
                 except (RuntimeError, StagevarError) as error:
-                    entry.failed = one_line(error)
-                    logger.warning("%s failed: %s", name, entry.failed)
+                    one.failed = one_line(error)
+                    logger.warning("%s failed: %s", name, one.failed)
                 else:
-                    entry.add(run, made, peak_mb(model), warm=turn < warm_up)
-                    entry.description = fast.notes() if name != PUBLISHED else []
+                    one.add(run, made, peak_mb(model), warm=turn < warm_up)
+                    one.description = fast.notes() if name != PUBLISHED else []
             tick()
     ceiling = {"tflops": median(products), "copy_gb_s": median(copies)}
     batch = condition().batch
-    ran = {name: entry.runs for name, entry in entries.items() if not entry.failed}
+    out = {"batch": batch, "rounds": rounds, "ceiling": ceiling}
+    return out | _summary(model, batch, named, seen, batch * decode_flop, ceiling)
+
+
+def _summary(
+    model: ScaleModel,
+    batch: int,
+    named: Mapping[str, Contender],
+    seen: Mapping[str, _Seen],
+    decode: float,
+    ceiling: Mapping[str, float],
+) -> dict[str, Any]:
+    """What was seen of every contender, by name. ``decode``: FLOP of decoding this batch."""
+    ran = {name: one.runs for name, one in seen.items() if not one.failed}
     figures = {
-        name: _figures(model, batch, named[name].plan, ran, name, batch * decode_flop, ceiling)
-        | entries[name].figures()
+        name: _figures(model, batch, named[name].plan, ran, name, decode, ceiling)
+        | seen[name].figures()
         for name in ran
     }
-    failed = {name: entry.failed for name, entry in entries.items() if entry.failed}
-    out = {"batch": batch, "rounds": rounds, "ceiling": ceiling, "runs": figures, "failed": failed}
+    failed = {name: one.failed for name, one in seen.items() if one.failed}
+    out: dict[str, Any] = {"runs": figures, "failed": failed}
     if PUBLISHED in ran and EXACT in ran:
-        out["same_ids_as_published"] = _agreement(entries[PUBLISHED].ids, entries[EXACT].ids)
+        out["same_ids_as_published"] = _agreement(seen[PUBLISHED].ids, seen[EXACT].ids)
     return out
 
 
 @dataclass
-class _Entry:
+class _Seen:
     """What was seen of one contender."""
 
     runs: list[Run] = field(default_factory=list)

@@ -103,9 +103,9 @@ Report = Callable[[Path, Measurements, Profile, Pipeline, Inputs], None]
 def _write_report(
     path: Path, measured: Measurements, profile: Profile, pipeline: Pipeline, inputs: Inputs
 ) -> None:
-    from ..report.calibration import write_story  # draws with matplotlib, which takes seconds
+    from ..report.calibration import write_calibration  # draws with matplotlib, which takes seconds
 
-    write_story(path, measured, profile, pipeline, inputs)
+    write_calibration(path, measured, profile, pipeline, inputs)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 import stagevar_runtime
+from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile.fingerprint import schedule_name
 
-from ..compare.comparison import CALM, ComparisonRun, disturbance
+from ..compare.comparison import CALM, Comparison, ComparisonRun, disturbance
 from ..compare.grid import Grid
 from ..compare.questions import as_json, findings
 from ..compare.table import as_csv, as_rows, as_table
-from ..files import beside, check_writable, write_whole
+from ..files import write_whole
 from ..measure.costs import describe_scales
 from ..measure.hardware import hardware
 from ..progress import duration
@@ -23,13 +25,14 @@ from ..report.comparison import write_comparison
 from .options import (
     BATCH,
     CHECKPOINT,
-    FILE,
     MEASURING,
     ModelOptions,
+    PageOptions,
     Printer,
     command_line,
     default_count,
     model_options,
+    page_options,
     printing,
 )
 
@@ -40,8 +43,7 @@ logger = logging.getLogger("stagevar_probe")
 @click.argument("checkpoint", type=CHECKPOINT)
 @model_options(*BATCH, *MEASURING)
 @printing
-@click.option("--profile", type=FILE, help="Its plans take part (default: found).")
-@click.option("--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint).")
+@page_options
 @click.option("--count", default=None, type=click.IntRange(4), help="Images per row.")
 @click.option("--keep", multiple=True, type=click.FloatRange(0, 1, True), help="Ratios to try.")
 @click.option(
@@ -52,78 +54,45 @@ logger = logging.getLogger("stagevar_probe")
     help="Tokens are chosen again at each group of blocks, or once for all.",
 )
 @click.option("--grid/--no-grid", default=True, help="Every selector and restorer.")
-@click.option("--dry-run", is_flag=True, help="Say the work and the time, run nothing.")
 def compare(
     checkpoint: Path,
     options: ModelOptions,
     printer: Printer,
-    profile: Path | None,
-    output: Path | None,
+    paper: PageOptions,
     count: int | None,
     keep: tuple[float, ...],
     span: str,
     grid: bool,
-    dry_run: bool,
 ) -> int:
     """Every method side by side on CHECKPOINT: presets, token options, plans, retuned guidance.
 
     Same seeds and noise in every row. Writes a report and a CSV; --json prints everything.
     """
-    page = output or beside(checkpoint, "compare.html")
-    table = page.with_suffix(".csv")
-    if checkpoint.exists() and not dry_run:
-        check_writable(page, table)
-    pipeline = options.load(checkpoint, "auto" if profile is None else profile)
-    model = pipeline.model
+    page, table = paper.paths(checkpoint, "compare.html", ".csv")
+    pipeline = paper.load(checkpoint, options)
     fresh = replace(options, seed=options.seed + 1)  # those of `validate`, which chose no plan
-    inputs = fresh.inputs(pipeline, count or default_count(model), held_out=True)
-    quality = options.quality(checkpoint, pipeline)
-    sampling = pipeline.sampling(**options.sampling)
-    contest = ComparisonRun(
-        model,
-        inputs,
-        sampling,
-        quality,
+    run = ComparisonRun(
+        pipeline.model,
+        fresh.inputs(pipeline, count or default_count(pipeline.model), held_out=True),
+        pipeline.sampling(**options.sampling),
+        options.quality(checkpoint, pipeline),
         options.batch,
         pipeline.profile,
         Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None,
         printer.quiet,
     )
-    work = contest.work()
+    work = run.work()
     description = (
-        f"{checkpoint.name}: {describe_scales(model.scales())}\n"
-        f"{work.rows} rows on {work.images} images, metric {quality.name}: "
+        f"{checkpoint.name}: {describe_scales(run.model.scales())}\n"
+        f"{work.rows} rows on {work.images} images, metric {run.quality.name}: "
         f"{work.generations:.1f} generations per image, about {duration(work.seconds)}"
     )
-    if dry_run:
+    if paper.dry_run:
         printer.show({"work": asdict(work)}, description)
         return 0
     logger.info(description)
-    found = contest.run()
-    given = findings(found)
-    ratio = disturbance(found)
-    if ratio > CALM:
-        logger.warning(
-            "times are disturbed: the exact path took %.2f times as long at one guidance as at "
-            "another, though the work is the same. Compare again on an idle machine",
-            ratio,
-        )
-    job = {
-        "checkpoint": checkpoint.name,
-        "family": model.info.family,
-        "schedule": schedule_name(model.scales()),
-        "weights": pipeline.fingerprint.weights,
-        "inputs": f"{inputs.name}, sha256:{inputs.sha256}",
-        "seed": options.seed,
-        "sampling": asdict(sampling),
-        "metric": quality.name,
-        "features": quality.features.name,
-        "likeness": quality.perceptual.likeness,
-        "reference": quality.features.source,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "hardware": hardware(model),
-        "version": stagevar_runtime.__version__,
-    }
+    found = run.run()
+    given, job = findings(found), job_of(pipeline, run, options.seed)
     write_comparison(page, found, given, job, command_line())
     write_whole(table, as_csv(found).encode())
     result = {
@@ -132,12 +101,43 @@ def compare(
         "rows": as_rows(found),
         "left_out": dict(found.rows.left_out),
         "answers": as_json(given),
-        "disturbance": ratio,
+        "disturbance": trusted(found),
         "report": str(page),
         "csv": str(table),
     }
-    text = [as_table(found), ""]
-    text += [f"{finding.question}\n  {finding.sentence}" for finding in given]
-    text += [f"report {page}", f"csv    {table}"]
-    printer.show(result, *text)
+    text = [f"{finding.question}\n  {finding.sentence}" for finding in given]
+    printer.show(result, as_table(found), "", *text, f"report {page}", f"csv    {table}")
     return 0
+
+
+def trusted(found: Comparison) -> float:
+    """How far times are disturbed; a warning where it is too far."""
+    ratio = disturbance(found)
+    if ratio > CALM:
+        logger.warning(
+            "times are disturbed: the exact path took %.2f times as long at one guidance as at "
+            "another, though the work is the same. Compare again on an idle machine",
+            ratio,
+        )
+    return ratio
+
+
+def job_of(pipeline: Pipeline, run: ComparisonRun, seed: int) -> dict[str, Any]:
+    """What was run, for the record."""
+    model, quality = run.model, run.quality
+    return {
+        "checkpoint": pipeline.path.name,
+        "family": model.info.family,
+        "schedule": schedule_name(model.scales()),
+        "weights": pipeline.fingerprint.weights,
+        "inputs": f"{run.inputs.name}, sha256:{run.inputs.sha256}",
+        "seed": seed,
+        "sampling": asdict(run.sampling),
+        "metric": quality.name,
+        "features": quality.features.name,
+        "likeness": quality.perceptual.likeness,
+        "reference": quality.features.source,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "hardware": hardware(model),
+        "version": stagevar_runtime.__version__,
+    }

@@ -25,7 +25,6 @@ from ..evaluate.evaluation import (
     suite_rows,
 )
 from ..evaluate.suites import SUITES, Suite, fault_of, find_suite
-from ..files import beside, check_writable
 from ..measure.costs import describe_scales
 from ..measure.hardware import hardware
 from ..measure.measurements import write_json
@@ -40,9 +39,11 @@ from .options import (
     FILE,
     LOOKING,
     ModelOptions,
+    PageOptions,
     Printer,
     command_line,
     model_options,
+    page_options,
     printing,
 )
 
@@ -61,20 +62,16 @@ logger = logging.getLogger("stagevar_probe")
     help="What is asked and how answers are judged.",
 )
 @click.option("--pictures", type=FILE, help=f"Archive of real pictures, for emoji: {MAKE}.")
-@click.option("--profile", type=FILE, help="Its plans take part (default: found).")
-@click.option("--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint).")
+@page_options
 @click.option("--count", default=1050, show_default=True, type=click.IntRange(14), help="Images.")
-@click.option("--dry-run", is_flag=True, help="Say the work and the time, run nothing.")
 def evaluate(
     checkpoint: Path,
     options: ModelOptions,
     printer: Printer,
     suite: str,
     pictures: Path | None,
-    profile: Path | None,
-    output: Path | None,
+    paper: PageOptions,
     count: int,
-    dry_run: bool,
 ) -> int:
     """Score CHECKPOINT by a suite: exact path, presets and plans in one table with time.
 
@@ -86,30 +83,28 @@ def evaluate(
     if fault := fault_of(suite, pictures):
         raise click.UsageError(fault)
     asked = find_suite(suite, pictures)
-    page = output or beside(checkpoint, "evaluation.html")
-    if checkpoint.exists() and not dry_run:
-        check_writable(page, page.with_suffix(".json"))
-    pipeline = options.load(checkpoint, "auto" if profile is None else profile)
+    page, _ = paper.paths(checkpoint, "evaluation.html", ".json")
+    pipeline = paper.load(checkpoint, options)
     model = pipeline.model
     inputs, kinds = suite_inputs(asked, count, options.seed, pipeline.read_condition)
     check_prompts(pipeline, asked, inputs.items)
     sampling = pipeline.sampling(**options.sampling)
-    made = suite_rows(model, sampling, pipeline.profile)
+    rows = suite_rows(model, sampling, pipeline.profile)
     batch = min(options.batch, count)
-    _, seconds, _ = forecast(model, inputs, made.plans, sampling, batch)
-    work = {"rows": len(made.plans), "images": count, "seconds": seconds}
+    _, seconds, _ = forecast(model, inputs, rows.plans, sampling, batch)
+    work = {"rows": len(rows.plans), "images": count, "seconds": seconds}
     description = (
         f"{checkpoint.name}: {describe_scales(model.scales())}\n"
-        f"suite {suite}, {count} images, {len(made.plans)} different rows, metric "
+        f"suite {suite}, {count} images, {len(rows.plans)} different rows, metric "
         f"{asked.metric.name}, features {find_features(options.features).name}: "
         f"about {duration(seconds)}"
     )
-    if dry_run:
+    if paper.dry_run:
         printer.show({"work": work}, description)
         return 0
     logger.info(description)
     quality = find_quality(asked.metric, checkpoint, 0, options.features, options.reference)
-    found = run_suite(model, asked, inputs, kinds, made, sampling, quality, batch, printer.quiet)
+    found = run_suite(model, asked, inputs, kinds, rows, sampling, quality, batch, printer.quiet)
     facts = {
         "inputs": f"{inputs.name}, sha256:{inputs.sha256}",
         "seed": options.seed,

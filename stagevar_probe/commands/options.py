@@ -36,6 +36,7 @@ from ..datasets.inputs import (
 )
 from ..datasets.prompts.templates import template_prompts
 from ..datasets.supply import Purpose, Supply, race_or_proof, split_lines, supply
+from ..files import beside, check_writable
 from ..metrics.features import CHOICES
 from ..metrics.protocol import Quality
 from ..metrics.quality import find_quality, named_by_file
@@ -174,6 +175,13 @@ TARGETS: tuple[Option, ...] = (
     click.option("--max-loss", type=LOSSES, help="Budget in the metric's units (several: by +)."),
     click.option("--min-speedup", type=POSITIVE, help="Least loss at this end-to-end speed."),
     click.option("--max-ms", type=POSITIVE, help="Least loss within this time per image."),
+)
+PAGE: tuple[Option, ...] = (
+    click.option("--profile", type=FILE, help="Its plans take part (default: found)."),
+    click.option(
+        "--output", "-o", type=FILE, help="The HTML file (default: beside the checkpoint)."
+    ),
+    click.option("--dry-run", is_flag=True, help="Say the work and the time, run nothing."),
 )
 PRINTING: tuple[Option, ...] = (
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
@@ -355,6 +363,27 @@ class TargetOptions:
         return Target(loss, self.min_speedup, self.max_ms, loss_asked=self.max_loss is not None)
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    """Whose plans take part, where the page goes, and whether anything is run at all."""
+
+    profile: Path | None = None
+    output: Path | None = None
+    dry_run: bool = False
+
+    def paths(self, checkpoint: Path, name: str, data: str) -> tuple[Path, Path]:
+        """The page, and its data beside it with another suffix. Raises StagevarError, before the
+        work, where they could not be written."""
+        page = self.output or beside(checkpoint, name)
+        if checkpoint.exists() and not self.dry_run:
+            check_writable(page, page.with_suffix(data))
+        return page, page.with_suffix(data)
+
+    def load(self, checkpoint: Path, options: ModelOptions) -> Pipeline:
+        """The pipeline, with the profile that was named or is found."""
+        return options.load(checkpoint, "auto" if self.profile is None else self.profile)
+
+
 class Printer:
     """How a command speaks: its result on stdout, logging on stderr."""
 
@@ -390,6 +419,7 @@ def model_options(*more: Option) -> Callable[[F], F]:
 
 
 target_options = gathered("asked", TargetOptions, *TARGETS)
+page_options = gathered("paper", PageOptions, *PAGE)
 printing = gathered("printer", Printer, *PRINTING)
 
 

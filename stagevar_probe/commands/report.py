@@ -11,7 +11,7 @@ from stagevar_runtime.profile import load_profile
 
 from ..files import stem_of
 from ..measure.measurements import load_measurements
-from ..report.calibration import write_story
+from ..report.calibration import write_calibration
 from .options import FILE, Printer, printing
 
 
@@ -40,6 +40,6 @@ def report(measurements: Path, profile: Path | None, output: Path | None, printe
     if not (found.target and stages and stages.structure and stages.refinement):
         raise ProfileError("the profile has no target or stages, expected a calibrated one")
     page = output or measurements.with_name(f"{stem}.report.html")
-    write_story(page, measured, found)
+    write_calibration(page, measured, found)
     printer.show({"report": str(page)}, f"report {page}")
     return 0

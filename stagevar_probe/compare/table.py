@@ -16,7 +16,7 @@ from .comparison import Comparison, pareto
 
 
 def as_rows(found: Comparison) -> list[dict[str, Any]]:
-    """One JSON-ready dict a row, the exact path first."""
+    """One JSON-ready dict per row, the exact path first."""
     front = pareto(found.figures)
     return [
         {

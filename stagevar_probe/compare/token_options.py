@@ -40,8 +40,8 @@ def about_selection(paired: PairedRows) -> Finding | None:
         numbers["equal_cost"] = cost
         (first, best), (second, next_best), *_ = cost["order"]
         sentence += (
-            f" At equal measured cost ({cost['loop_ms']:.1f} ms a batch, between the ratios tried)"
-            f" {first} leads with {best:.2f} dB, before {second} with {next_best:.2f} dB."
+            f" At equal measured cost ({cost['loop_ms']:.1f} ms per batch, between the ratios "
+            f"tried) {first} leads with {best:.2f} dB, before {second} with {next_best:.2f} dB."
         )
     return Finding("Which selector and restorer win, and by how much?", sentence, numbers, table)
 

@@ -28,7 +28,7 @@ CAPTION = (
     "pairs of concept and style that training had apart, concepts that it had in no style, and "
     "prompts that it was trained on, which count apart."
 )
-SAID = {
+SENTENCES = {
     "other_style": "a real picture of the asked concept in another style passes {}",
     "chance": "any picture of the style, drawn at random, passes {}",
 }
@@ -69,7 +69,7 @@ def emoji_suite(archive: Archive) -> Suite:
         f"{archive.sha256}",
         beside={f"R@{FIRST}": within},
         bounds=bounds,
-        description=SAID,
+        description=SENTENCES,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_runtime.errors import CalibrationError
+from stagevar_runtime.errors import CalibrationError, one_line
 
 from .protocol import Items, Looking
 from .wheels import missing
@@ -43,9 +43,8 @@ class ClipScore(Looking):
             self.model = CLIPModel.from_pretrained(source, local_files_only=not fetch).eval()
             self.processor = CLIPProcessor.from_pretrained(source, local_files_only=not fetch)
         except (OSError, ValueError) as error:
-            said = str(error).strip().partition("\n")[0]
             raise CalibrationError(
-                f"{source}: no CLIP model that can be loaded ({said}). "
+                f"{source}: no CLIP model that can be loaded ({one_line(error, named=False)}). "
                 f"Name the folder of one: --metric {NAME}=FOLDER"
             ) from error
 

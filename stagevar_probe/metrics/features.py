@@ -64,10 +64,10 @@ PIXELS = Features("pixels", "pixel-KID", thumbnail)
 def scorer_features(scorer: Scorer) -> Features:
     """Those of the classifier beside the checkpoint, which brings features of real pictures."""
 
-    def look(images: Tensor) -> Tensor:
+    def seen(images: Tensor) -> Tensor:
         return scorer.model.features(scorer.fitting(images))
 
-    return Features("scorer", "KID", look, scorer.reference_features)
+    return Features("scorer", "KID", seen, scorer.reference_features)
 
 
 def effnet_features(side: int = effnet.SIDE) -> Features:
@@ -82,12 +82,12 @@ def remembering(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     """
     last: list[Tensor] = []
 
-    def look(images: Tensor) -> Tensor:
+    def seen(images: Tensor) -> Tensor:
         if not (last and last[0] is images):
             last[:] = [images, function(images)]
         return last[1]
 
-    return look
+    return seen
 
 
 def find_features(name: str | None = None, scorer: Scorer | None = None) -> Features:

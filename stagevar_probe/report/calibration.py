@@ -14,19 +14,17 @@ from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import Profile
 
 from ..datasets.inputs import Inputs
-from ..intervals import bootstrap_mean
 from ..measure.figures import Figures
-from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
-from ..observe.rank import ALPHA, ratio_name
 from . import plots
+from .calibration_figures import band, figures
 from .html import ReportData, write_report
 from .verdict import plan_verdict, sentences
 
 PAIRS = 8
 
 
-def write_story(
+def write_calibration(
     path: Path,
     measured: Measurements,
     profile: Profile,
@@ -59,7 +57,7 @@ def report_data(
         facts=_facts(profile),
         loss_name=f"{job['metric']} lost",
         plans=_plan_rows(measured, profile),
-        figures=_figures(measured, profile, names),
+        figures=figures(measured, profile),
         pictures=_pictures(profile, pipeline, inputs),
         pictures_title="",
         pictures_caption="Left: exact. Right: balanced. Same label, same seed.",
@@ -134,156 +132,14 @@ def _plan_rows(measured: Measurements, profile: Profile) -> list[Any]:
 
 
 def _say(step: Any) -> str:
-    said = step.model_dump(mode="json", exclude_defaults=True)
-    tokens, features = said.pop("tokens", None), said.pop("features", None)
-    parts = [f"{key} {value}" for key, value in said.items()]
+    options = step.model_dump(mode="json", exclude_defaults=True)
+    tokens, features = options.pop("tokens", None), options.pop("features", None)
+    parts = [f"{key} {value}" for key, value in options.items()]
     if tokens:
         parts.append(f"keep {tokens['keep']} by {tokens['select']}, restore {tokens['restore']}")
     if features:
         parts.append(f"features of rank {features['rank']}, {features['basis']}")
     return ", ".join(parts)
-
-
-def _band(values: Any) -> plots.Band:
-    mean, low, high = bootstrap_mean(np.asarray(values))
-    return plots.Band(*(list(np.atleast_1d(x)) for x in (mean, low, high)))
-
-
-def _shares(values: Any) -> Any:
-    array = np.asarray(values)
-    return array / np.maximum(array.sum(1, keepdims=True), 1e-12)
-
-
-def _figures(measured: Measurements, profile: Profile, names: list[str]) -> list[Any]:
-    assert measured.costs and profile.stages
-    job = measured.job
-    scales = sorted(measured.sensitivity)
-    figures = []
-    if scales:
-        series = {
-            f"{branch} alone": _band(np.array([measured.sensitivity[k][branch] for k in scales]).T)
-            for branch in ("cond", "null")
-        }
-        figures.append(
-            (
-                "Guidance sensitivity",
-                plots.curves(
-                    [names[k] for k in scales], series, "divergence (nats)", "Guidance sensitivity"
-                ),
-                "Jensen-Shannon divergence between guided and one-branch token distributions.",
-            )
-        )
-    effects = {
-        variant: [
-            a for a in measured.interventions if a.variant == variant and a.schedule == PUBLISHED
-        ]
-        for variant in measured.space.variants
-    }
-    images = len(measured.smooth[EXACT])
-    whole = {
-        variant: {a.scale: a for a in interventions}
-        for variant, interventions in effects.items()
-        if interventions
-        and all(len(measured.smooth.get(a.name, ())) == images for a in interventions)
-    }
-    shared = sorted(set.intersection(*map(set, whole.values()))) if whole else []
-    if shared:  # a variant may begin later than another: what all of them have is drawn
-        series = {
-            variant: _band(np.array([measured.losses(interventions[k].name) for k in shared]).T)
-            for variant, interventions in whole.items()
-        }
-        at = [names[k] for k in shared]
-        figures.append(
-            (
-                "What dropping guidance costs",
-                plots.curves(
-                    at, series, f"{measured.job['metric']} lost", "Loss when guidance is dropped"
-                ),
-                "Interventional: guidance dropped from this scale on, the rest run again.",
-            )
-        )
-    figures.append(
-        (
-            "Feature rank",
-            plots.ranks(
-                names,
-                {
-                    label: np.array(
-                        [
-                            measured.group_means(k, centring, ratio_name(ALPHA))
-                            for k in range(len(names))
-                        ]
-                    ).T
-                    for label, centring in (("centred (pca)", "pca"), ("plain (svd)", "svd"))
-                },
-            ),
-            f"Smallest rank with {ALPHA:.0%} of the energy, over the tokens, by group of blocks.",
-        )
-    )
-    structure, refinement = profile.stages.structure, profile.stages.refinement
-    assert structure and refinement
-    ran, batch = _ran(measured, profile), measured.costs.batch
-    figures.append(
-        (
-            "Stages",
-            plots.stages(
-                names,
-                {
-                    "semantic": _band(measured.semantic),
-                    "structural": _band(measured.structural),
-                },
-                structure.scale,
-                refinement.scale,
-                structure.ci95,
-                refinement.ci95,
-            ),
-            "Likeness of the picture after each scale to the final one: cosine of features "
-            f"({job.get('features', 'of the metric')}), {job.get('likeness', 'SSIM')}.",
-        )
-    )
-    change = {"low": _band(_shares(measured.low)), "high": _band(_shares(measured.high))}
-    figures.append(
-        (
-            "Frequency change",
-            plots.curves(names[1:], change, "share of all its change", "Frequency change"),
-            "Of all that the low (below a quarter of Nyquist) and the high spatial frequencies of "
-            "the decoded picture change, how much changes at each scale (mean squares).",
-        )
-    )
-    figures.append(
-        (
-            "Where the time goes",
-            plots.time_bars(
-                names,
-                {name: [ms / batch for ms in f.scale_ms] for name, f in ran.items()},
-                {name: {"decode": f.decode_ms / batch} for name, f in ran.items()},
-            ),
-            f"Milliseconds an image, in batches of {batch}, on the held-out inputs.",
-        )
-    )
-    figures.append(
-        ("Frontier", _frontier(measured, profile), "Named: held out, 95 %. Others: predicted.")
-    )
-    return [{"title": t, "svg": s, "caption": c} for t, s, c in figures]
-
-
-def _frontier(measured: Measurements, profile: Profile) -> str:
-    assert measured.costs and profile.target
-    batch, decode = measured.costs.batch, measured.costs.decode_ms
-    points = [
-        plots.Point((point.ms + decode) / batch, point.loss, point.loss, point.loss)
-        for point in measured.validation.frontier
-    ]
-    points += [
-        plots.Point(f.total_ms / f.batch, f.loss[0], f.loss[1], f.loss[2], name)
-        for name, f in _ran(measured, profile).items()
-    ]
-    return plots.frontier(points, profile.target.max_loss, f"{measured.job['metric']} lost")
-
-
-def _ran(measured: Measurements, profile: Profile) -> dict[str, Figures]:
-    found = measured.validation.plans
-    return {name: found[name] for name in (EXACT, *profile.plans) if name in found}
 
 
 def _pictures(profile: Profile, pipeline: Pipeline | None, inputs: Inputs | None) -> list[Any]:
@@ -313,7 +169,7 @@ def _tables(measured: Measurements, names: list[str]) -> list[Any]:
         values = measured.smooth.get(intervention.name, [])
         if not values:
             continue
-        mean, low, high = _band(measured.losses(intervention.name))
+        mean, low, high = band(measured.losses(intervention.name))
         given_up = f"given up after {len(values)}" if len(values) < images else str(len(values))
         rows.append(
             [
@@ -346,7 +202,7 @@ def _notes(measured: Measurements) -> list[str]:
         notes.append(f"{len(attempts)} plans ran side by side on fresh inputs to choose from.")
     elif len(attempts) > 1:
         notes.append(f"The plan was chosen {len(attempts)} times: earlier ones were too slow.")
-    notes += [f"Not monotone: {said}." for said in measured.validation.not_monotone]
+    notes += [f"Not monotone: {sentence}." for sentence in measured.validation.not_monotone]
     if measured.job["metric"] == "ssim-to-exact":
         notes.append(
             "No scorer is known for this checkpoint: quality is likeness to the exact picture, "

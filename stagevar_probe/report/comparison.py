@@ -96,7 +96,7 @@ def _rows_table(found: Comparison, front: set[str]) -> TableData:
         title="Every row",
         header=[cell or "row" for cell in head(found.figures[EXACT])],
         rows=[cells(row, found.figures[row.name], row.name in front) for row in found.rows],
-        caption="Milliseconds per batch, GFLOP an image (blocks only). * on the Pareto front. "
+        caption="Milliseconds per batch, GFLOP per image (blocks only). * on the Pareto front. "
         "± half a 95 % interval. ST-LPIPS, where it is installed: perceptual distance to exact, on "
         f"at most {LOOKED} images.",
     )

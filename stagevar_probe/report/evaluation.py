@@ -21,15 +21,15 @@ def write_evaluation(path: Path, found: Evaluation, job: dict[str, Any], command
 def ceiling_lines(found: Evaluation) -> list[str]:
     """What the suite and the tokenizer allow at most."""
     suite, ceiling, lines = found.suite, found.ceiling, []
-    said = {
+    sentences = {
         "real": f"{suite.made} pictures pass {{}}",
         "rebuilt": "encoded and decoded by the tokenizer they pass {}: the ceiling",
         **suite.description,
     }
-    for name in (name for name in said if name in ceiling):
+    for name in (name for name in sentences if name in ceiling):
         rates = [ranged(ceiling[name])]
         rates += [f"{head} {ranged(ceiling[f'{name} {head}'])}" for head in suite.beside]
-        lines.append(said[name].format(", ".join(rates)))
+        lines.append(sentences[name].format(", ".join(rates)))
     made = found.figures[EXACT].nearest
     if made and "nearest_real" in ceiling:
         lines.append(
@@ -54,7 +54,7 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
         title="Every row",
         header=[head[0] or "row", *head[1:]],
         rows=rows,
-        caption=f"Milliseconds an image, end to end. {found.suite.caption} Lost: paired with the "
+        caption=f"Milliseconds per image, end to end. {found.suite.caption} Lost: paired with the "
         "exact path. Brackets: 95 %.",
     )
     return ReportData(

@@ -59,7 +59,7 @@ class Band(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A plan on the frontier: milliseconds an image, loss with its interval, and a name or ''."""
+    """A plan on the frontier: milliseconds per image, loss with its interval, and a name or ''."""
 
     ms: float
     loss: float
@@ -223,7 +223,7 @@ def time_bars(
         top.set_ylabel("ms")
         top.legend()
         bottom.set_xlim(0, longest * 1.14)
-        bottom.set_xlabel("ms an image" + (f" (grey: {', '.join(parts)})" if parts else ""))
+        bottom.set_xlabel("ms per image" + (f" (grey: {', '.join(parts)})" if parts else ""))
         bottom.invert_yaxis()
         bottom.grid(axis="x", alpha=0.4)
         return _svg(figure, "time", f"Milliseconds by scale and in all: {', '.join(plans)}")
@@ -258,11 +258,11 @@ def frontier(
             axes.axhline(budget, color=COLOURS[1], linestyle="--", linewidth=1)
             right = axes.get_yaxis_transform()
             axes.text(1, budget, "budget ", transform=right, ha="right", va="bottom", size=9)
-        axes.set_xlabel("ms an image")
+        axes.set_xlabel("ms per image")
         axes.set_ylabel(loss_name)
         axes.margins(0.1)
         axes.grid(alpha=0.4)
-        return _svg(figure, "frontier", f"{loss_name} against milliseconds an image")
+        return _svg(figure, "frontier", f"{loss_name} against milliseconds per image")
 
 
 def picture_row(images: Tensor, side: int = 128, gap: int = 2) -> str:

@@ -83,7 +83,7 @@ def warm_up(
 def forecast(
     model: ScaleModel, inputs: Inputs, plans: Mapping[str, Plan], sampling: Sampling, batch: int
 ) -> tuple[float, float, Generation]:
-    """Work of all plans in generations (loop FLOPs) an image, seconds, and the exact batch that
+    """Work of all plans in generations (loop FLOPs) per image, seconds, and the exact batch that
     was timed, the second of two."""
     first, exact = inputs.chunk(0, batch), plans[EXACT]
     made = [
@@ -149,7 +149,7 @@ def parse_batch(data: Mapping[str, Any]) -> Batch:
 
 
 def per_image(seen: Sequence[Batch], name: str, key: str) -> NDArray[np.float64]:
-    """One value (or row of features) an image of a plan, batches that have it in order."""
+    """One value (or row of features) per image of a plan, batches that have it in order."""
     own = [getattr(batch[name], key) for batch in seen]
     parts = [np.asarray(values, dtype=np.float64) for values in own if values is not None]
     return np.concatenate(parts)

@@ -26,7 +26,8 @@ from ..bench.random_models import random_conditioning, random_model
 from ..bench.timing import DEFAULT_PLANS, contenders, measure, warm_up_rounds
 from ..files import check_writable, write_whole
 from ..progress import meter
-from .options import CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
+from .options import ModelOptions, Printer, model_options, printing
+from .parameters import CHECKPOINT, FILE
 
 RESULTS = Path("benchmarks/results")
 

@@ -21,12 +21,6 @@ from ..progress import duration
 from ..validate.table import evidence_lines, figures_table
 from ..validate.verdict import Budget, said
 from .options import (
-    ALSO,
-    BATCH,
-    CHECKPOINT,
-    FILE,
-    MEASURING,
-    TIME,
     ModelOptions,
     Printer,
     TargetOptions,
@@ -36,6 +30,7 @@ from .options import (
     printing,
     target_options,
 )
+from .parameters import ALSO, BATCH, CHECKPOINT, FILE, MEASURING, TIME
 
 logger = logging.getLogger("stagevar_probe")
 

@@ -23,9 +23,6 @@ from ..measure.hardware import hardware
 from ..progress import duration
 from ..report.comparison import write_comparison
 from .options import (
-    BATCH,
-    CHECKPOINT,
-    MEASURING,
     ModelOptions,
     PageOptions,
     Printer,
@@ -35,6 +32,7 @@ from .options import (
     page_options,
     printing,
 )
+from .parameters import BATCH, CHECKPOINT, MEASURING
 
 logger = logging.getLogger("stagevar_probe")
 

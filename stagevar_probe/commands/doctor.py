@@ -18,7 +18,8 @@ from stagevar_runtime.kernels.mounted import fused
 from stagevar_runtime.kernels.quantised import PRECISIONS, obstacle
 from stagevar_runtime.tables import columns
 
-from .options import DTYPES, Printer, printing
+from .options import Printer, printing
+from .parameters import DTYPES
 
 PACKAGES = ("torch", "numpy", "safetensors", "pydantic", "pillow", "click", "scipy", "scikit-learn")
 EXTRAS = {  # what each brings, and the module that says whether it is there

@@ -34,10 +34,6 @@ from ..progress import duration
 from ..report.evaluation import ceiling_lines, write_evaluation
 from ..validate.run import forecast
 from .options import (
-    BATCH,
-    CHECKPOINT,
-    FILE,
-    LOOKING,
     ModelOptions,
     PageOptions,
     Printer,
@@ -46,6 +42,7 @@ from .options import (
     page_options,
     printing,
 )
+from .parameters import BATCH, CHECKPOINT, FILE, LOOKING
 
 logger = logging.getLogger("stagevar_probe")
 

@@ -16,7 +16,8 @@ from stagevar_runtime.pipeline import Pipeline
 
 from ..files import check_writable
 from ..report.contact_sheet import contact_sheet, save_png
-from .options import BATCH, CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
+from .options import ModelOptions, Printer, model_options, printing
+from .parameters import BATCH, CHECKPOINT, FILE
 
 
 @click.command()

@@ -24,7 +24,8 @@ from stagevar_runtime.tables import columns
 from ..measure.costs import describe_scales
 from ..measure.measurements import KIND, load_measurements
 from ..measure.memory import PlanMemory, device_memory, plan_memory, text_mb
-from .options import CHECKPOINT, DTYPES, FILE, Printer, printing
+from .options import Printer, printing
+from .parameters import CHECKPOINT, DTYPES, FILE
 
 BATCHES = (1, 4, 8)
 Described = tuple[dict[str, Any], str]  # JSON-ready, and text for people

@@ -11,7 +11,8 @@ from stagevar_runtime.loop.plan import EXACT
 
 from ..files import check_writable
 from ..measure.measurements import load_measurements, merged, write_json
-from .options import CHECKPOINT, FILE, Printer, printing
+from .options import Printer, printing
+from .parameters import CHECKPOINT, FILE
 
 
 @click.command()

@@ -15,7 +15,8 @@ from stagevar_runtime.profile.files import FILE_NAME
 from stagevar_runtime.source import main_checkpoints
 
 from ..report.card import section, with_metadata, with_section
-from .options import FILE, Printer, printing
+from .options import Printer, printing
+from .parameters import FILE
 
 CARD = "README.md"
 

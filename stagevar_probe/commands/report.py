@@ -12,7 +12,8 @@ from stagevar_runtime.profile import load_profile
 from ..files import stem_of
 from ..measure.measurements import load_measurements
 from ..report.calibration import write_calibration
-from .options import FILE, Printer, printing
+from .options import Printer, printing
+from .parameters import FILE
 
 
 @click.command()

@@ -23,7 +23,8 @@ from ..solve.isotonic import disagreements
 from ..solve.milp import Solution, frontier
 from ..solve.target import Target
 from ..validate.verdict import UNPROVEN
-from .options import CHECKPOINT, FILE, Printer, TargetOptions, printing, target_options
+from .options import Printer, TargetOptions, printing, target_options
+from .parameters import CHECKPOINT, FILE
 
 
 @click.command()

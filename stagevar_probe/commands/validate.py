@@ -19,15 +19,8 @@ from ..progress import meter
 from ..solve.target import Target
 from ..validate.run import validate as run_plans
 from ..validate.table import figures_table
-from .options import (
-    BATCH,
-    CHECKPOINT,
-    MEASURING,
-    ModelOptions,
-    Printer,
-    model_options,
-    printing,
-)
+from .options import ModelOptions, Printer, model_options, printing
+from .parameters import BATCH, CHECKPOINT, MEASURING
 
 logger = logging.getLogger("stagevar_probe")
 

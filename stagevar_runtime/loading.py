@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,20 +20,30 @@ from .model.surroundings import undisturbed
 from .options.precision import precisions_of
 from .pipeline import Pipeline
 from .profile.schema import Profile
-from .source import Source, checked_device, main_checkpoints, saved_options
+from .source import (
+    Source,
+    checked_device,
+    checked_dtype,
+    device_notes,
+    main_checkpoints,
+    saved_options,
+)
 from .text import Encode, encoder_for
+
+logger = logging.getLogger("stagevar_runtime")
 
 
 def load(
     checkpoint: str | Path,
     tokenizer: str | Path | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     profile: str | Path | Profile | None = "auto",
     *,
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
     text_encoder: str | Path | Encode | None = None,
+    select: str | None = None,
     compile: str = "auto",
     local_files_only: bool = False,
     emulate: bool = False,
@@ -45,7 +56,8 @@ def load(
         tokenizer: the image tokenizer's file, or ``owner/name:file``; None looks beside the
             checkpoint.
         device: None is CUDA where there is one, else the CPU.
-        dtype: None is bfloat16 on CUDA, float32 elsewhere.
+        dtype: float32, bfloat16 or float16, as text too; None is bfloat16 on CUDA, float32
+            elsewhere.
         profile: ``"auto"`` looks for one (argument, ``STAGEVAR_PROFILE``, beside the checkpoint,
             the shipped profiles), None uses none, a path or a Profile is taken. ``owner/name`` is
             a repository of profiles: the one that fits is taken.
@@ -53,6 +65,8 @@ def load(
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.
+        select: which of several state dicts in a file, by its key: ``ema`` takes an average. None
+            takes the trained weights, and a note says of which.
         compile: ``auto`` makes the model fast on CUDA and does nothing on a CPU; ``off``,
             ``graphs`` or ``max``: see ``accelerate/modes.py``. The first images of a shape pay.
         local_files_only: ask the Hub for nothing: what its cache has must do.
@@ -72,6 +86,7 @@ def load(
         profile=None,
         options=options,
         text_encoder=text_encoder,
+        select=select,
         compile=compile,
         local_files_only=local_files_only,
         emulate=emulate,
@@ -80,6 +95,7 @@ def load(
         pipeline = _load(
             *(checkpoint, tokenizer, device, dtype, profile, strict, options or {}),
             text_encoder=text_encoder,
+            select=select,
             compile=compile,
             local_files_only=local_files_only,
             emulate=emulate,
@@ -92,20 +108,21 @@ def _load(
     checkpoint: Path,
     tokenizer: Path | None,
     device: str | torch.device | None,
-    dtype: torch.dtype | None,
+    dtype: str | torch.dtype | None,
     profile: str | Path | Profile | None,
     strict: bool,
     options: Mapping[str, Any],
     *,
     text_encoder: str | Path | Encode | None,
+    select: str | None,
     compile: str,
     local_files_only: bool,
     emulate: bool,
 ) -> Pipeline:
     device = checked_device(device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = checked_dtype(dtype, device)
     checkpoint = _model_path(checkpoint)
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, asked=select)
     options = saved_options(checkpoint) | dict(options or {})
     family = recognise(opened.tensors, checkpoint)
     if tokenizer is None:
@@ -117,9 +134,12 @@ def _load(
             f"the {family.family} family has no option {sorted(unknown)}, "
             f"expected {', '.join(family.options) or 'none'}"
         )
-    check_finite(opened.tensors, opened.path)
+    check_finite(opened.tensors, opened.path, skip=family.unused_tensors)
     check_finite(codes.tensors, codes.path)
-    source = Source(family, opened, codes, options)
+    again = partial(_opened, checkpoint, codes.path, select, codes.path == opened.path)
+    source = Source(family, opened, codes, options, again)
+    if profile is not None:
+        source.hashed()  # while the weights are in memory
     model = source.build(device, dtype)
     encode = (
         text_encoder
@@ -131,7 +151,20 @@ def _load(
         precisions_of(model).emulate = True
     pipeline.fast = accelerate(model, compile)
     pipeline.use_profile(profile, strict=strict)
+    for note in (*([opened.note] if opened.note else []), *device_notes(device)):
+        pipeline.notes.append(note)
+        logger.info(note)
     return pipeline
+
+
+def _opened(
+    checkpoint: Path, codes: Path, select: str | None, inside: bool
+) -> tuple[Checkpoint, Checkpoint]:
+    """Both files once more."""
+    opened = open_checkpoint(checkpoint, asked=select)
+    if not inside:
+        return opened, open_checkpoint(codes)
+    return opened, replace(opened, tensors=opened.select("vae_local"))
 
 
 def _model_path(path: Path) -> Path:
@@ -142,7 +175,7 @@ def _model_path(path: Path) -> Path:
     inside = path / "llm"
     if inside.is_dir() and not any(path.glob("*.safetensors")):
         return inside
-    weights = [file.name for file in path.iterdir() if file.suffix in SUFFIXES]
+    weights = [f.name for f in path.iterdir() if f.suffix in SUFFIXES and f.name[0] != "."]
     found = main_checkpoints(weights)
     return path / found[0] if len(weights) > 1 and len(found) == 1 else path
 
@@ -160,7 +193,7 @@ def _tokenizer(opened: Checkpoint, family: type[Family], given: str | Path | Non
             path.resolve(): path
             for pattern in family.tokenizer_patterns
             for path in folder.glob(pattern)
-            if path.resolve() != opened.path.resolve()
+            if path.resolve() != opened.path.resolve() and not path.name.startswith(".")
         }.values()
     )
     if len(beside) == 1:

@@ -23,7 +23,7 @@ from .profile.discovery import VARIABLE, Found, check_match, find_profile, profi
 from .profile.files import load_profile
 from .profile.fingerprint import (
     Fingerprint,
-    fingerprint,
+    joined,
     schedule,
     schedule_name,
 )
@@ -56,7 +56,7 @@ class Planned:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Hashes of the architecture and of the weights (read once, when first needed)."""
-        return fingerprint(self.model, self.source.opened.tensors)
+        return joined(self.model, self.source.shapes, *self.source.hashed())
 
     def use_profile(
         self,
@@ -123,6 +123,10 @@ class Planned:
     def _find(self, profile: str | Path | Profile | None) -> Found | None:
         if profile is None:
             return None
+        if not isinstance(profile, (str, Path, Profile)):
+            raise StagevarError(
+                f"profile is {shown(profile)}, expected 'auto', None, a path or a Profile"
+            )
         if isinstance(profile, Profile):
             return Found(MEMORY, profile, "given")
         named = os.environ.get(VARIABLE) if profile == "auto" else str(profile)

@@ -5,38 +5,93 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checkpoint.reader import SUFFIXES, Checkpoint
-from .errors import CheckpointError, StagevarError
+from .checkpoint.weights import GivenAway
+from .errors import CheckpointError, StagevarError, one_line
 from .families import Family, families
+from .model.inputs import shown
 from .model.protocol import ScaleModel
+from .profile.fingerprint import also_weights, weights_hash, whole
 from .text.words import SUFFIX as WORDS
 
+FAULTS = (
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(ZeroDivisionError, RuntimeError, NotImplementedError, RecursionError, MemoryError),
+)
 OPTIONS = "stagevar.options.json"  # beside a saved checkpoint: what its tensors cannot tell
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """A family's checkpoint, its image tokenizer's and the options it was loaded with."""
+    """A family's checkpoint, its image tokenizer's and the options it was loaded with.
+
+    Tensors are given to the model that is built first, and read from the files again for another,
+    or for their hash: these must be as they were then. ``reopen`` does so.
+    """
 
     family: type[Family]
     opened: Checkpoint
     codes: Checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)
+    reopen: Callable[[], tuple[Checkpoint, Checkpoint]] | None = None
+    shapes: dict[str, Tensor] = field(init=False, repr=False)
+    hashes: tuple[str, frozenset[str]] | None = field(default=None, init=False, repr=False)
+    given: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.shapes = {name: t.to("meta") for name, t in self.opened.tensors.items()}
 
     def build(self, device: torch.device, dtype: torch.dtype) -> ScaleModel:
-        """The model. Raises CheckpointError naming the checkpoint."""
+        """The model.
+
+        Raises:
+            CheckpointError: the file has not what the family needs, names the checkpoint; or it
+                was changed since it was opened.
+        """
+        opened, codes = self._whole()
+        mine = replace(opened, tensors=GivenAway(opened.tensors), parts={})
+        theirs = replace(codes, tensors=dict(codes.tensors), parts=_copied(codes.parts))
+        if self.reopen is not None:
+            self.given = True
+            for part in (opened.tensors, codes.tensors, *opened.parts.values()):
+                part.clear()  # the model's from here on: one copy in memory
+            codes.parts.clear()
         try:
-            return self.family.from_checkpoint(self.opened, self.codes, device, dtype, self.options)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.opened.path}: {error}") from error
+            return self.family.from_checkpoint(mine, theirs, device, dtype, self.options)
+        except StagevarError as error:
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"{self.opened.path}: {error}") from error
+            raise
+        except torch.OutOfMemoryError:
+            raise
+        except FAULTS as error:  # of files in which names or shapes are not what they seem
+            raise CheckpointError(
+                f"{self.opened.path}: not a {self.family.family} checkpoint that can be built "
+                f"({one_line(error)}). Download or export it again"
+            ) from error
+
+    def _whole(self) -> tuple[Checkpoint, Checkpoint]:
+        if not self.given or self.reopen is None:
+            return self.opened, self.codes
+        for checkpoint in (self.opened, self.codes):
+            checkpoint.check_unchanged()
+        return self.reopen()
+
+    def hashed(self) -> tuple[str, frozenset[str]]:
+        """Hash of the weights, and what earlier versions called it; read once."""
+        if self.hashes is None:
+            tensors, unused = self._whole()[0].tensors, self.family.unused_tensors
+            self.hashes = weights_hash(whole(tensors, unused)), also_weights(tensors, unused)
+        return self.hashes
 
     def save(self, folder: Path) -> Path:
         """Copy the files into an empty ``folder``, under names that :func:`load` finds again.
@@ -74,6 +129,10 @@ class Source:
                     shutil.copyfile(file, folder / name / file.name)
         else:
             shutil.copyfile(path, folder / name)
+
+
+def _copied(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {key: dict(part) for key, part in parts.items()}
 
 
 def _here(patterns: Sequence[str]) -> list[str]:
@@ -124,18 +183,59 @@ def saved_options(checkpoint: Path) -> dict[str, Any]:
     return options
 
 
-def checked_device(device: str | torch.device | None) -> torch.device:
+KINDS = ("cpu", "cuda", "mps", "xpu")
+DTYPES = {
+    **dict.fromkeys(("float32", "fp32", "float", "f32"), torch.float32),
+    **dict.fromkeys(("float16", "fp16", "half", "f16"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+}
+
+
+def checked_device(device: str | int | torch.device | None) -> torch.device:
     """A device that is there; None is CUDA where there is one, else the CPU.
 
     Raises:
         StagevarError: no such device.
     """
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device, type(None))):
+        raise StagevarError(f"got device {shown(device)}, expected cpu, cuda or cuda:NUMBER")
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.device(f"cuda:{device}" if isinstance(device, int) else device or chosen)
     except RuntimeError as error:
         raise StagevarError(f"got device {device!r}, expected cpu, cuda or cuda:NUMBER") from error
+    if found.type not in KINDS:
+        raise StagevarError(f"got device {str(found)!r}, expected one of {', '.join(KINDS)}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise StagevarError(
             f"got device {device!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices"
         )
+    there = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+    if not there.get(found.type, True):
+        raise StagevarError(f"got device {str(found)!r}, which this PyTorch does not have. Use cpu")
     return found
+
+
+def checked_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """float32, float16 or bfloat16, as PyTorch's or as text; None is by device.
+
+    Raises:
+        StagevarError: another.
+    """
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    said = dtype.lower().removeprefix("torch.") if isinstance(dtype, str) else dtype
+    found = DTYPES.get(said) if isinstance(said, str) else said
+    if found is None or found not in DTYPES.values():
+        raise StagevarError(f"got dtype {shown(dtype)}, expected float32, bfloat16 or float16")
+    return found
+
+
+def device_notes(device: torch.device) -> list[str]:
+    """What a summary says of devices that we do not measure on."""
+    if device.type not in ("mps", "xpu"):
+        return []
+    return [
+        f"{device.type}: the exact path and plans run as PyTorch runs them, nothing is "
+        "compiled or recorded, and no profile is measured there"
+    ]

@@ -78,6 +78,7 @@ class ModelOptions:
     features: str | None = None
     reference: Path | None = None
     text_encoder: str | None = None
+    select: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
 
@@ -105,6 +106,7 @@ class ModelOptions:
             strict=strict,
             options=self.options,
             text_encoder=self.text_encoder,
+            select=self.select,
             emulate=self.emulate,
         )
 

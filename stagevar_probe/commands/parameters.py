@@ -40,6 +40,7 @@ SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 
 MODEL: tuple[Option, ...] = (
     click.option("--tokenizer", type=FILE, help="Image tokenizer (default: beside it)."),
+    click.option("--select", help="Which state dict of a file that holds several, such as ema."),
     click.option("--text-encoder", help="Folder, Hub name or module:function."),
     click.option(
         "--option",

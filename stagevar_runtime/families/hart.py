@@ -8,7 +8,6 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, V
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.weights import block_count, scale_sizes, square_sides
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import Residual
-from ..model.inputs import finite, tensor
+from ..model.inputs import finite, integer, shown, tensor
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -79,17 +79,17 @@ class HARTConfig:
         _refuse_variants(tensors)
         try:
             width, code_width = tensors["word_embed.weight"].shape
-            counts = torch.bincount(tensors["lvl_1L"].flatten()).tolist()
+            counts = scale_sizes(tensors["lvl_1L"])
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
             gated = "blocks.0.ffn.gate_proj.weight" in tensors
-            heads = int(said.get("num_heads", 0)) or max(1, width // 64)
+            heads = integer("num_heads", said.get("num_heads") or max(1, width // 64), 1, width)
             modulation: Literal["table", "linear", "none"] = "none"
             if "blocks.0.ada_lin.1.weight" in tensors:
                 modulation = "linear"
             elif "blocks.0.scale_shift_table" in tensors:
                 modulation = "table"
             return cls(
-                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                depth=block_count(tensors, "blocks."),
                 width=width,
                 heads=heads if scale_mul is None else scale_mul.numel(),
                 vocabulary=tensors["head.weight"].shape[0],
@@ -97,22 +97,34 @@ class HARTConfig:
                 context_tokens=counts[0],
                 context_width=tensors["context_embed.weight"].shape[1],
                 hidden=tensors[f"blocks.0.ffn.{'gate_proj' if gated else 'fc1'}.weight"].shape[0],
-                sides=(1, *map(math.isqrt, counts[1:])),
+                sides=(1, *square_sides(counts[1:])),
                 diffusion_width=tensors["diffloss.net.input_proj.weight"].shape[0],
-                diffusion_depth=1
-                + max(int(n.split(".")[3]) for n in tensors if n.startswith("diffloss.net.res_")),
+                diffusion_depth=block_count(tensors, "diffloss.net.res_blocks."),
                 modulation=modulation,
                 gated=gated,
                 l2_norm=scale_mul is not None,
                 context_norm="context_norm.weight" in tensors,
                 level_numbers="lvl_embed.mlp.0.weight" in tensors,
-                pooling=said.get("sep_aln_pooling_mode", "max"),
-                diffusion_steps=int(said.get("num_sampling_steps", 8)),
+                pooling=_pooling(said.get("sep_aln_pooling_mode", "max")),
+                diffusion_steps=integer(
+                    "num_sampling_steps", _whole(said.get("num_sampling_steps", 8)), 1, 1000
+                ),
             )
         except KeyError as missing:
             raise CheckpointError(
                 f"not a complete HART checkpoint: tensor {missing} is missing"
             ) from missing
+
+
+def _whole(said: Any) -> Any:
+    """A whole number, which the publisher writes as text."""
+    return int(said) if isinstance(said, str) and said.isdecimal() and len(said) < 9 else said
+
+
+def _pooling(said: Any) -> str:
+    if not isinstance(said, str):
+        raise CheckpointError(f"sep_aln_pooling_mode is {shown(said)}, expected max or mean")
+    return said
 
 
 def _refuse_variants(tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ row. Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C wid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import block_count
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import PLAIN, Residual
-from ..model.inputs import integer, number, plain, sequence, shown
+from ..model.inputs import number, parse_sides, plain, shown
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -41,7 +41,6 @@ from .parts.text_inputs import additive, text_and_pooled
 from .tokenizers.vqvae import VQVAE
 
 GROUPS = 4
-LONGEST = 1024  # tokens of a side at most
 SCHEDULES = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
@@ -90,7 +89,7 @@ class STARConfig:
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
             levels = tensors.get("lvl_embed.weight")
             return cls(
-                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                depth=block_count(tensors, "blocks."),
                 width=width,
                 heads=scale_mul.numel() if scale_mul is not None else max(1, width // 64),
                 vocabulary=tensors["head_logits.weight"].shape[0],
@@ -139,15 +138,13 @@ def _schedule(scales: int | None, options: Mapping[str, Any]) -> tuple[int, ...]
                 "Pass options={'patch_nums': [1, 2, ...]}"
             )
         sides = SCHEDULES[found]
-    said = re.split(r"[_,\s]+", sides.strip("[]() ")) if isinstance(sides, str) else sides
-    items = sequence(said)
-    if not items or (scales is not None and len(items) != scales):
+    found_sides = parse_sides(sides)
+    if scales is not None and len(found_sides) != scales:
         raise StagevarError(
             f"the schedule is {shown(sides)}, expected a side for each of the {scales} scales that "
             "lvl_embed holds"
         )
-    whole = [int(i) if isinstance(i, str) and i.isdecimal() and len(i) < 9 else i for i in items]
-    return tuple(integer(f"patch_nums[{k}]", i, 1, LONGEST) for k, i in enumerate(whole))
+    return found_sides
 
 
 def _switch(name: str, said: Any) -> bool:

@@ -6,7 +6,6 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, V
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.weights import block_count, scale_sizes, square_sides
 from ..errors import CheckpointError
 from ..kernels.attention import attend
 from ..kernels.heads import Heads, Rotation, split_heads
 from ..kernels.linear import Linear
 from ..kernels.norms import PLAIN, Residual
 from ..kernels.slots import NONE, Kernels
+from ..model.inputs import integer, number
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Branch,
@@ -91,21 +92,21 @@ class SwittiConfig:
                     "Switti from Switti-AR. Load the published directory with its config.json"
                 )
             return cls(
-                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                depth=block_count(tensors, "blocks."),
                 width=width,
-                heads=int(said.get("num_heads", max(1, width // 64))),
+                heads=integer("num_heads", said.get("num_heads", max(1, width // 64)), 1, width),
                 vocabulary=tensors["head.weight"].shape[0],
                 code_width=code_width,
                 pooled_width=tensors["text_pooler.weight"].shape[1],
                 context_width=tensors["blocks.0.cross_attn.to_kv.weight"].shape[1],
                 hidden=tensors[f"blocks.0.ffn.{'up_proj' if gated else 'fc1'}.weight"].shape[0],
-                sides=tuple(map(math.isqrt, torch.bincount(tensors["lvl_1L"].flatten()).tolist())),
+                sides=square_sides(scale_sizes(tensors["lvl_1L"])),
                 causal=bool(causal),
                 gated=gated,
                 rope="pos_1LC" not in tensors,
                 crop="crop_embed.weight" in tensors,
-                rope_size=said.get("rope_size", 128),
-                rope_theta=said.get("rope_theta", 10000),
+                rope_size=number("rope_size", said.get("rope_size", 128), 0, open_low=True),
+                rope_theta=number("rope_theta", said.get("rope_theta", 10000), 0, open_low=True),
             )
         except KeyError as missing:
             raise CheckpointError(

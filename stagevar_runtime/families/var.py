@@ -5,7 +5,6 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, C width, H heads, c head 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.weights import block_count, scale_sizes, square_sides
+from ..errors import CheckpointError, StagevarError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..kernels.norms import PLAIN, Residual
 from ..model.inputs import labels as checked_labels
+from ..model.inputs import parse_sides, shown
 from ..model.kvcache import KVCache, empty_caches
 from ..model.protocol import (
     Conditioning,
@@ -59,26 +61,25 @@ class VARConfig:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], said: Mapping[str, Any] | None = None
     ) -> VARConfig:
-        """Read the configuration off the tensors' shapes (and ``lvl_1L``'s values).
+        """Read the configuration off the tensors' shapes and ``lvl_1L``'s values.
 
-        What was ``said`` beside them does not matter: the tensors tell everything.
+        ``said``: ``patch_nums`` where there is no ``lvl_1L``, as in an average of parameters.
 
         Raises:
             CheckpointError: a tensor that every VAR has is missing.
         """
+        said = said or {}
         try:
-            level = tensors["lvl_1L"].flatten()
             width, code_width = tensors["word_embed.weight"].shape
-            counts = torch.bincount(level).tolist()
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
             return cls(
-                depth=1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+                depth=block_count(tensors, "blocks."),
                 width=width,
                 heads=scale_mul.numel() if scale_mul is not None else max(1, width // 64),
                 classes=tensors["class_emb.weight"].shape[0] - 1,
                 vocabulary=tensors["head.weight"].shape[0],
                 code_width=code_width,
-                sides=tuple(math.isqrt(count) for count in counts),
+                sides=_sides(tensors, said.get("patch_nums")),
                 hidden=tensors["blocks.0.ffn.fc1.weight"].shape[0],
                 shared_adaln="shared_ada_lin.1.weight" in tensors,
                 l2_norm=scale_mul is not None,
@@ -87,6 +88,28 @@ class VARConfig:
             raise CheckpointError(
                 f"not a complete VAR checkpoint: tensor {missing} is missing"
             ) from missing
+
+
+def _sides(tensors: Mapping[str, Tensor], asked: Any) -> tuple[int, ...]:
+    """The side of every scale: of ``lvl_1L``, or as asked where a file holds parameters alone."""
+    length = tensors["pos_1LC"].shape[1]
+    if "lvl_1L" in tensors:
+        sides = square_sides(scale_sizes(tensors["lvl_1L"]))
+        if asked is not None and parse_sides(asked) != sides:
+            raise StagevarError(f"patch_nums is {shown(asked)}, this file was trained with {sides}")
+    elif asked is None:
+        raise CheckpointError(
+            "tensor lvl_1L is missing, as in an average of parameters: pass the side of every "
+            "scale, options={'patch_nums': '1_2_3_4_5_6_8_10_13_16'} (--option patch_nums=1_2_3)"
+        )
+    else:
+        sides = parse_sides(asked)
+    levels = tensors["lvl_embed.weight"].shape[0]
+    if len(sides) != levels or sum(side**2 for side in sides) != length:
+        raise CheckpointError(
+            f"scales of sides {sides} do not fit {levels} levels and {length} positions"
+        )
+    return sides
 
 
 class Block(nn.Module):
@@ -158,6 +181,7 @@ class VAR(CodebookModel):
     unused_tensors = UNUSED_BUFFERS
     config_type, network_type = VARConfig, Transformer
     float32 = ("head", "head_nm")
+    options = ("patch_nums",)
 
     def __init__(
         self, config: VARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
@@ -197,6 +221,11 @@ class VAR(CodebookModel):
         return {"class_emb.weight", "lvl_embed.weight", "pos_1LC"} <= names.keys() and (
             "blocks.0.attn.mat_qkv.weight" in names and "head_nm.ada_lin.1.weight" in names
         )
+
+    @staticmethod
+    def settings(opened: Checkpoint, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options: a config.json says nothing of VAR."""
+        return options
 
     def condition(self, labels: Any) -> Conditioning:
         """Class labels in [0, classes): one, or any list, array or tensor of them."""

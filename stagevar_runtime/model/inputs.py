@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -185,6 +186,20 @@ def prompts(value: Any) -> list[str]:
         except UnicodeEncodeError as error:
             raise StagevarError(f"prompt {i} is {shown(item)}, which is no valid text") from error
     return [str(item) for item in items]
+
+
+def parse_sides(said: Any) -> tuple[int, ...]:
+    """The side of every scale, from a list or from text such as ``1_2_3``.
+
+    Raises:
+        StagevarError: it is no such thing.
+    """
+    given = re.split(r"[_,\s]+", said.strip("[]() ")) if isinstance(said, str) else said
+    items = sequence(given)
+    if not items or len(items) > 64:
+        raise StagevarError(f"patch_nums is {shown(said)}, expected the side of every scale: 1_2_3")
+    whole = [int(i) if isinstance(i, str) and i.isdecimal() and len(i) < 9 else i for i in items]
+    return tuple(integer(f"patch_nums[{k}]", i, 1, 1024) for k, i in enumerate(whole))
 
 
 def tensor(name: str, value: Any) -> Tensor:

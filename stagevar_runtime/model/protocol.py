@@ -66,6 +66,8 @@ class ModelInfo:
     wide their outputs are; empty where a family cannot.
     ``classes`` (0: none) and ``bits`` a token (0: ids of a vocabulary) describe inputs and outputs.
     ``config`` is what the tensors' shapes do not tell; it goes into the architecture fingerprint.
+    ``native``: height and width of every scale of the model's own size, where others can be asked
+    for; it names the architecture. None: the scales are always these.
     ``tile``: numbers of kept tokens are rounded up to a multiple of it (:func:`tile_on` a device).
     """
 
@@ -89,6 +91,7 @@ class ModelInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     tile: int = 1
+    native: tuple[tuple[int, int], ...] | None = None
 
 
 def tile_on(device: torch.device) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.folders import SUFFIXES
 from ..errors import ProfileError, ProfileMismatchError
 from .files import FILE_NAME, load_profile
 from .fingerprint import Fingerprint
@@ -34,10 +35,14 @@ def shipped_folder() -> Path | None:
 
 
 def profile_path(checkpoint: Path) -> Path:
-    """``model.stagevar.yaml`` beside ``model.pth``, ``stagevar.yaml`` in a directory."""
+    """``model.stagevar.yaml`` beside ``model.pth``, ``stagevar.yaml`` in a directory.
+
+    Only a checkpoint's own suffix is taken off: ``ep1.0`` and ``ep1.1`` have a profile each.
+    """
     if checkpoint.is_dir():
         return checkpoint / FILE_NAME
-    return checkpoint.with_suffix(".stagevar.yaml")
+    stem = checkpoint.stem if checkpoint.suffix in SUFFIXES else checkpoint.name
+    return checkpoint.with_name(f"{stem}.stagevar.yaml")
 
 
 def find_profile(
@@ -65,16 +70,15 @@ def find_profile(
     if not checkpoint.is_dir():
         beside.append(checkpoint.with_name(FILE_NAME))
     for path in beside:
-        if path.is_file():
-            return _found(path, "beside the checkpoint")
+        if os.path.lexists(path) and not (path.is_dir() and path.name == FILE_NAME):
+            return _found(path, "beside the checkpoint")  # a broken link is said, not passed over
     folder = shipped_folder()
     shipped = [_found(p, "shipped") for p in sorted(folder.glob("*.yaml"))] if folder else []
-    for weights in (fingerprint.weights, None):
-        for found in shipped:
-            model = found.profile.model
-            if (model.architecture, model.weights) == (fingerprint.architecture, weights):
-                return found
-    return None
+    fitting = [f for f in shipped if fingerprint.fits(f.profile.model.architecture)]
+    for found in fitting:
+        if fingerprint.holds(found.profile.model.weights):
+            return found
+    return next((f for f in fitting if f.profile.model.weights is None), None)
 
 
 def _found(path: Path, how: str) -> Found:
@@ -116,7 +120,7 @@ def check_match(
         was = " or ".join(dict.fromkeys(map(_spoken, model.schedules.values())))
         has = f"has {_spoken(schedule).replace('scales ', '')}"
         raise mismatch("schedules", counts, len(schedule), was, has)
-    if model.architecture != fingerprint.architecture:
+    if not fingerprint.fits(model.architecture):
         was = f"architecture {model.architecture[:15]}"
         has = f"is {fingerprint.architecture[:15]} ({_spoken(schedule)})"
         raise mismatch("architecture", model.architecture, fingerprint.architecture, was, has)
@@ -124,7 +128,7 @@ def check_match(
         return [
             f"profile is {profile.provenance}, never measured on these weights. Check: {repair}"
         ]
-    if model.weights == fingerprint.weights:
+    if fingerprint.holds(model.weights):
         return []
     error = mismatch(
         *("weights", model.weights, fingerprint.weights),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.weights import ZERO
 from ..errors import CheckpointError
 from ..model.protocol import ScaleModel, ScaleSpec
 
@@ -25,10 +26,21 @@ class Fingerprint:
     """Two hashes, ``sha256:`` and 64 hexadecimal digits each.
 
     ``architecture`` says that a plan fits; ``weights`` says that its measurements hold.
+    ``architectures`` and ``earlier`` are what profiles made before call the same two.
     """
 
     architecture: str
     weights: str
+    architectures: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    earlier: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def fits(self, architecture: str) -> bool:
+        """Whether a profile of this architecture can be used."""
+        return architecture == self.architecture or architecture in self.architectures
+
+    def holds(self, weights: str | None) -> bool:
+        """Whether a profile of these weights was measured on them."""
+        return weights == self.weights or weights in self.earlier
 
 
 def _canonical(value: Any) -> bytes:
@@ -125,23 +137,76 @@ def schedule_name(scales: Sequence[ScaleSpec]) -> str:
 
 
 def fingerprint(model: ScaleModel, tensors: Mapping[str, Tensor]) -> Fingerprint:
-    """Hashes of what the model is and of its weights, training-only buffers left out."""
-    return Fingerprint(
-        architecture=architecture(model, tensors), weights=weights_hash(_own(model, tensors))
+    """Hashes of what the model is and of its weights, whichever way they were saved.
+
+    Training-only buffers are left out, and biases that are zero by definition are there whether a
+    file holds them or not.
+    """
+    own = whole(tensors, model.unused_tensors)
+    weights = weights_hash(own)
+    return joined(model, tensors, weights, also_weights(tensors, model.unused_tensors))
+
+
+def joined(
+    model: ScaleModel,
+    tensors: Mapping[str, Tensor],
+    weights: str,
+    earlier: frozenset[str] = frozenset(),
+) -> Fingerprint:
+    """A fingerprint from hashes of weights that are there already: of ``tensors`` shapes count."""
+    here = architecture(model, tensors)
+    size = [schedule(model.scales())]
+    if model.info.native is not None:
+        size.append([list(side) for side in model.info.native])
+    plain = {n: t for n, t in tensors.items() if n not in set(model.unused_tensors)}
+    every = {
+        _architecture(model, named, at)
+        for named in (whole(tensors, model.unused_tensors), plain)
+        for at in size
+    }
+    return Fingerprint(here, weights, frozenset(every - {here}), earlier)
+
+
+def also_weights(tensors: Mapping[str, Tensor], unused: Collection[str]) -> frozenset[str]:
+    """What earlier versions called the same weights: without the zeros that the file left out."""
+    plain = {name: tensor for name, tensor in tensors.items() if name not in set(unused)}
+    return (
+        frozenset()
+        if len(whole(tensors, unused)) == len(plain)
+        else frozenset({weights_hash(plain)})
     )
 
 
 def architecture(model: ScaleModel, tensors: Mapping[str, Tensor]) -> str:
-    """The first of the two hashes, which needs no values: meta tensors will do."""
-    scales = model.scales()
+    """The first of the two hashes, which needs no values: meta tensors will do.
+
+    A size asked for is no other architecture: a model's own one counts.
+    """
+    native = model.info.native
+    at = schedule(model.scales()) if native is None else [list(side) for side in native]
+    return _architecture(model, whole(tensors, model.unused_tensors), at)
+
+
+def _architecture(
+    model: ScaleModel, tensors: Mapping[str, Tensor], sizes: Sequence[Sequence[int]]
+) -> str:
     return architecture_hash(
         model.info.family,
         model.info.config,
-        {name: tuple(tensor.shape) for name, tensor in _own(model, tensors).items()},
-        {schedule_name(scales): schedule(scales)},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {f"{sizes[-1][0]}x{sizes[-1][1]}": sizes},
     )
 
 
-def _own(model: ScaleModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    unused = set(model.unused_tensors)
-    return {name: tensor for name, tensor in tensors.items() if name not in unused}
+def whole(tensors: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
+    """Tensors without the unused ones, and with the zeros that converters leave out.
+
+    Attention has a bias of keys that is zero beside one of values.
+    """
+    skip = set(unused)
+    own = {name: tensor for name, tensor in tensors.items() if name not in skip}
+    for name in [name for name in own if name.endswith(".v_bias")]:
+        zero = name.removesuffix("v_bias") + ZERO
+        if zero not in own:
+            own[zero] = torch.zeros_like(own[name])
+    return own

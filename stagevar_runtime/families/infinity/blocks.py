@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint.weights import block_count
 from ...errors import CheckpointError
 from ...kernels.attention import attend
 from ...kernels.heads import Heads, Rotation
@@ -60,6 +61,11 @@ class InfinityConfig:
             CheckpointError: a tensor that every Infinity has is missing, or the head does not
                 predict one bit of every channel.
         """
+        if any(name.startswith("block_chunks.") for name in tensors):
+            for chunk in range(block_count(tensors, "block_chunks.")):
+                block_count(tensors, f"block_chunks.{chunk}.module.")
+        else:
+            block_count(tensors, "blocks.")
         chunked = {(int(m[1]), int(m[2])) for m in map(_CHUNK.match, tensors) if m}
         plain = {int(m[1]) for m in map(_BLOCK.match, tensors) if m}
         count = 1 + max((i for i, _ in chunked), default=-1)

@@ -36,7 +36,7 @@ from ...options.precision import Precisions
 from ..parts.rope import at_positions, infinity_rotations
 from ..tokenizers.bsq_vae import BSQVAE
 from .blocks import InfinityConfig, Transformer
-from .options import PUBLISHED_NAMES, InfinityOptions, sampling_of
+from .options import NAMES, PUBLISHED_NAMES, InfinityOptions, sampling_of
 from .schedules import COUNTS, Schedule, full_extent, published_schedule, schedule_of_pixels
 from .text import check_text, padded
 
@@ -64,7 +64,7 @@ class Infinity(ScaleModel):
         for suffix in (".pth", ".safetensors")
     )
     unused_tensors = UNUSED_BUFFERS
-    options = (*InfinityOptions.__dataclass_fields__, *PUBLISHED_NAMES)
+    options = (*NAMES, *PUBLISHED_NAMES)
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class Infinity(ScaleModel):
             optional_inputs=("null_text", "null_mask"),
             sizes=("aspect_ratio", "size", "height", "width"),
             bits=config.bits,
+            native=self.settings.schedule or published_schedule(1.0, self.settings.native_size),
             layers=self.low_rank.widths,
             config={
                 **asdict(config),

@@ -24,6 +24,9 @@ PUBLISHED_NAMES = {  # of the publisher's scripts
 }
 
 
+NAMES = ("size", "aspect_ratio", "rope", "level", "guidance_layer", "schedule")
+
+
 @dataclass(frozen=True)
 class InfinityOptions:
     """What tensors cannot tell, with the published scripts' settings as defaults.
@@ -35,6 +38,7 @@ class InfinityOptions:
     others than the published ones, such as ``1x1 2x2 4x4``; it then has no other size. The
     publisher's own names and values are
     taken too (:data:`PUBLISHED_NAMES`; ``level`` is 1 for once, 0 for chunk there).
+    ``native_size`` is the size where none is asked for.
     """
 
     size: str = "1M"
@@ -43,6 +47,7 @@ class InfinityOptions:
     level: str = "once"
     guidance_layer: tuple[int, ...] = (0,)
     schedule: Schedule | None = None
+    native_size: str = "1M"
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], depth: int, default_size: str) -> InfinityOptions:
@@ -51,9 +56,9 @@ class InfinityOptions:
         Raises:
             StagevarError: an unknown name or value.
         """
-        unknown = given.keys() - cls.__dataclass_fields__.keys() - PUBLISHED_NAMES.keys()
+        unknown = given.keys() - set(NAMES) - PUBLISHED_NAMES.keys()
         if unknown:
-            names = ", ".join(cls.__dataclass_fields__)
+            names = ", ".join(NAMES)
             raise StagevarError(f"infinity has no option {sorted(unknown)}, expected {names}")
         both = [new for old, new in PUBLISHED_NAMES.items() if old in given and new in given]
         if both:
@@ -70,6 +75,7 @@ class InfinityOptions:
             level=given.get("level", "once"),
             guidance_layer=layers,
             schedule=_own_schedule(given["schedule"]) if given.get("schedule") else None,
+            native_size=default_size,
         )
         published_schedule(options.aspect_ratio, options.size)
         if type(options.rope) is not int or options.rope not in INFINITY_MODES:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 
+MOST = 16  # levels, blocks of a level, phis
 PHI_RATIO = 0.5  # phi(h) = (1 - ratio) h + ratio conv(h)
 
 
@@ -75,7 +76,7 @@ class VQVAEConfig:
 
         def indices(pattern: str) -> list[int]:
             found = (re.match(pattern, name) for name in tensors)
-            return sorted({int(match[1]) for match in found if match})
+            return _small(sorted({match[1] for match in found if match}))
 
         vocabulary, z_channels = shape("quantize.embedding.weight")
         levels = indices(r"decoder\.up\.(\d+)\.block\.")
@@ -101,6 +102,16 @@ class VQVAEConfig:
         )
 
 
+def _small(found: list[str]) -> list[int]:
+    """Numbers of modules. Raises CheckpointError past :data:`MOST`, before any is made."""
+    if len(found) > MOST or any(len(n) > 3 or int(n) >= MOST for n in found):
+        raise CheckpointError(
+            f"the tokenizer's modules are numbered up to {max(found, key=len)[:12]}, expected "
+            f"less than {MOST}"
+        )
+    return sorted(map(int, found))
+
+
 def _read_phis(tensors: Mapping[str, Tensor]) -> tuple[int, Sharing]:
     pattern = re.compile(r"quantize\.quant_resi\.(qresi_ls\.\d+|qresi|\d+)\.weight$")
     found = {match[1] for match in map(pattern.match, tensors) if match}
@@ -108,6 +119,8 @@ def _read_phis(tensors: Mapping[str, Tensor]) -> tuple[int, Sharing]:
         return 0, "none"
     if found == {"qresi"}:
         return 1, "shared"
+    if len(found) > MOST:
+        raise CheckpointError(f"the tokenizer has {len(found)} phis, expected at most {MOST}")
     return len(found), "partial" if any(n.startswith("qresi_ls") for n in found) else "separate"
 
 

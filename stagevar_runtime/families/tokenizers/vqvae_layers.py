@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...checkpoint.weights import converted
 from ...errors import CheckpointError
 from ...kernels.groups import group_norm
 from ...kernels.linear import linear
@@ -221,5 +222,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"tokenizer tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"expected {tuple(shape)}"
             )
-    model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
+    ready = {name: converted(name, t, torch.float32) for name, t in tensors.items()}
+    model.load_state_dict(ready, assign=True)
     channels_last(model.decoder)  # type: ignore[arg-type]

@@ -204,7 +204,8 @@ def test_options_that_change_results_change_the_fingerprint(tmp_path: Path) -> N
         return made.fingerprint.architecture
 
     assert len({hashed(), hashed(rope=0), hashed(level="chunk"), hashed(guidance_layer=-1)}) == 4
-    assert hashed(size="0.25M") != hashed() == hashed()
+    assert hashed(size="0.25M") == hashed(aspect_ratio="16:9") == hashed()  # no other architecture
+    assert hashed(schedule="1x1 2x2 3x3") != hashed()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +39,7 @@ from ..metrics.protocol import Quality
 from ..metrics.quality import find_quality, named_by_file
 from ..metrics.several import find_metrics
 from ..solve.target import Target
+from .pairs import parse_options
 from .parameters import COUNTS, DTYPES, MODEL, PAGE, PRINTING, SAMPLING, TARGETS, TEMPLATES, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -179,31 +179,6 @@ def _import_from_here() -> None:
 def default_count(model: ScaleModel) -> int:
     """Images to measure with at most, where nobody says how many."""
     return COUNTS["labels" if model.info.classes else "prompts"]
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs: whole numbers as such, everything else as text, for the family to read.
-
-    So ``1_2_3`` is no number, ``16:9`` no time of day and ``no`` no truth value before it is asked.
-
-    Raises:
-        click.UsageError: no ``=`` in one of them, or a name twice.
-    """
-    found: dict[str, Any] = {}
-    for text in pairs:
-        name, sign, value = text.partition("=")
-        if not (name and sign and value.strip()):
-            raise click.UsageError(f"got --option {text}, expected NAME=VALUE")
-        if name in found:
-            raise click.UsageError(f"got --option {name} twice, expected it once")
-        found[name] = _number(value.strip())
-    return found
-
-
-def _number(text: str) -> Any:
-    if re.fullmatch(r"[-+]?\d{1,18}", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"[-+]?\d{0,18}\.\d{1,18}", text) else text
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ Option = Callable[[Any], Any]
 FILE = click.Path(path_type=Path)
 
 
+class Finite(click.FloatRange):
+    """A number: NaN and infinity are none. Asked before hours of work."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number to aim at", param, ctx)
+        return found
+
+
 class HubPath(click.Path):
     """A path or, where no such path exists, ``owner/name[@revision][:file]``: fetched."""
 
@@ -28,7 +40,7 @@ class HubPath(click.Path):
 
 CHECKPOINT = HubPath(path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+POSITIVE = Finite(min=0, min_open=True)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COUNTS = {"labels": 192, "prompts": 192}  # images to measure with, at most
 TEMPLATES = 4000  # prompts to race and prove with, where a model has none of its own
@@ -63,10 +75,10 @@ MODEL: tuple[Option, ...] = (
         type=click.IntRange(0),
         help="Seed of inputs and noise.",
     ),
-    click.option("--guidance", type=float, help="Guidance scale (default: the family's)."),
-    click.option("--temperature", type=float, help="Sampling temperature."),
+    click.option("--guidance", type=Finite(), help="Guidance scale (default: the family's)."),
+    click.option("--temperature", type=Finite(), help="Sampling temperature."),
     click.option("--top-k", type=int, help="Top-k (0: off)."),
-    click.option("--top-p", type=float, help="Top-p (0: off)."),
+    click.option("--top-p", type=Finite(), help="Top-p (0: off)."),
 )
 BATCH: tuple[Option, ...] = (
     click.option(
@@ -99,7 +111,7 @@ class Several(click.ParamType):
             found = tuple(float(part) for part in str(value).split("+"))
         except ValueError:
             found = ()
-        if not found or min(found) < 0:
+        if not found or min(found) < 0 or not all(map(math.isfinite, found)):
             self.fail(f"got {value!r}, expected numbers of at least 0, joined by +", param, ctx)
         return found
 
@@ -117,7 +129,7 @@ class Duration(click.ParamType):
             seconds = float(text[:-1] if unit else text) * (unit or 60.0)
         except ValueError:
             seconds = 0.0
-        if seconds <= 0:
+        if not 0 < seconds < math.inf:
             self.fail(f"got {value!r}, expected a time such as 90s, 10m or 1h", param, ctx)
         return seconds
 
@@ -134,7 +146,7 @@ class Also(click.ParamType):
             found = float(loss)
         except ValueError:
             found = -1.0
-        if not tag or found < 0:
+        if not tag or not 0 <= found < math.inf:
             self.fail(f"got {value!r}, expected TAG=LOSS, such as counting=.02", param, ctx)
         return tag, found
 

@@ -19,7 +19,7 @@ from ..measure.measurements import Measurements
 from . import plots
 from .calibration_figures import band, figures
 from .html import ReportData, write_report
-from .verdict import plan_verdict, sentences
+from .verdict import plan_verdict, sentences, tag_tables
 
 PAIRS = 8
 
@@ -182,12 +182,13 @@ def _tables(measured: Measurements, names: list[str]) -> list[Any]:
             ]
         )
     return [
+        *tag_tables(measured),
         {
             "title": "Every intervention",
             "header": ["what changes", "from", "loss (smooth)", "95 %", "PSNR dB", "images"],
             "rows": rows,
             "caption": "One change at a time, on the calibration inputs, noise coupled to exact.",
-        }
+        },
     ]
 
 

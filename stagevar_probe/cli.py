@@ -19,6 +19,7 @@ COMMANDS = {  # the first sentence of each, so that --help reads none of them
     "run.",
     "solve": "Choose plans again from MEASUREMENTS for another budget.",
     "report": "Write the HTML report of MEASUREMENTS again, without pictures.",
+    "studio": "Open a local page: exact and accelerated pictures side by side, plans by sliders.",
     "push": "Upload PROFILE, its bases, measurements and report to a repository on the Hub.",
     "doctor": "Say what is here: versions, devices, what is fast and why, what is missing.",
     "merge": "Join MEASUREMENTS of separate jobs: the same model and settings, other inputs or "

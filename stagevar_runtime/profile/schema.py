@@ -89,11 +89,15 @@ class Expected(Model):
 
 
 class PlanEntry(Model):
-    """What to do at which scale; scales that no step names run in full, with the rows left."""
+    """What to do at which scale; scales that no step names run in full, with the rows left.
+
+    ``unproven``: somebody's own plan, which nothing was measured of.
+    """
 
     layout = "block"
     steps: tuple[PlanStep, ...]
     expected: Expected | None = None
+    unproven: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> PlanEntry:

@@ -10,7 +10,8 @@ import click
 
 from stagevar_runtime.errors import StagevarError
 
-from .options import CHECKPOINT, FILE, ModelOptions, Printer, model_options, printing
+from .options import ModelOptions, Printer, model_options, printing
+from .parameters import CHECKPOINT, FILE
 
 
 @click.command()

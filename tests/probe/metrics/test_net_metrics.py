@@ -27,7 +27,7 @@ class Model:
     """Embeds a picture as its mean colour, a word as its colour."""
 
     @classmethod
-    def from_pretrained(cls, source: str) -> Model:
+    def from_pretrained(cls, source: str, local_files_only: bool = False) -> Model:
         if source == "nowhere":
             raise OSError("nowhere is not a folder\nand more")
         return cls()

@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := stagevar_runtime stagevar_probe
-EMOJI := checkpoints/scenes-emoji/scenes.safetensors
+T2I := scenes/scenes
+SHARD := runs/pictures.zip
 
-.PHONY: venv demo demo-t2i test lint pages clean bench-gpu profile-gpu train-gpu
+.PHONY: venv demo demo-t2i test lint pages clean bench-gpu profile-gpu shard train-gpu after-gpu rehearse
 
 venv: $(VENV)/.installed
 
@@ -26,13 +27,13 @@ demo: venv
 
 # The same for the text-to-image reference checkpoint: longer, so not the first thing to see.
 demo-t2i: venv
-	mkdir -p demo && cp -R checkpoints/scenes demo/
-	$(BIN)/stagevar-probe calibrate demo/scenes/scenes.safetensors || test $$? = 5
-	$(BIN)/stagevar-probe generate demo/scenes/scenes.safetensors --compare \
-		--output demo/scenes_sheet.png
-	@echo "profile   demo/scenes/scenes.stagevar.yaml"
-	@echo "report    demo/scenes/scenes.stagevar.report.html"
-	@echo "sheet     demo/scenes_sheet.png (exact above, accelerated below)"
+	mkdir -p demo && cp -R checkpoints/$(dir $(T2I)) demo/
+	$(BIN)/stagevar-probe calibrate demo/$(T2I).safetensors || test $$? = 5
+	$(BIN)/stagevar-probe generate demo/$(T2I).safetensors --compare \
+		--output demo/t2i_sheet.png
+	@echo "profile   demo/$(T2I).stagevar.yaml"
+	@echo "report    demo/$(T2I).stagevar.report.html"
+	@echo "sheet     demo/t2i_sheet.png (exact above, accelerated below)"
 
 # pytest's own summary is the last line: coverage reports before it.
 test: venv
@@ -60,12 +61,19 @@ bench-gpu: venv
 profile-gpu: venv
 	PYTHONPATH=. $(BIN)/python benchmarks/profile_gpu.py infinity-2b
 
-# Needs a CUDA device and npm, half an hour: the larger model on scenes and emoji, and its scores.
+# The picture model: its data (npm, 3 minutes), eight minutes of one CUDA device, all that follows;
+# and the whole of it in small on a CPU. See docs/training.md.
+shard: venv
+	$(BIN)/python -m pip install --quiet -e '.[training]' -c constraints.txt
+	$(BIN)/python -m training.data.shard --output $(SHARD)
+
 train-gpu: venv
-	$(BIN)/python -m pip install --quiet -e '.[training,metrics]' -c constraints.txt
-	$(BIN)/python -m training.data.emoji --output runs/emoji.zip
-	$(BIN)/python -m training.train_scenes --preset gpu
-	$(BIN)/stagevar-probe calibrate $(EMOJI) --features effnet-64
-	$(BIN)/stagevar-probe evaluate $(EMOJI) --features effnet-64 --output runs/scenes.html
-	$(BIN)/stagevar-probe evaluate $(EMOJI) --features effnet-64 --output runs/emoji.html \
-		--suite emoji --pictures runs/emoji.zip
+	$(BIN)/python -m training.gpu --minutes 8 --shard $(SHARD) --out runs/pictures
+
+after-gpu: venv
+	$(BIN)/python -m pip install --quiet -e '.[metrics]' -c constraints.txt
+	$(BIN)/python -m training.after runs/pictures --shard $(SHARD)
+
+rehearse: venv
+	$(BIN)/python -m pip install --quiet -e '.[training]' -c constraints.txt
+	PYTHON=$(abspath $(BIN))/python sh training/rehearse.sh

@@ -3,9 +3,6 @@
 Stages run in order and each resumes where it stopped: tokenizer, features, transformer, decoder
 (the tokenizer's, trained on alone), export. Then measure with stagevar-probe evaluate.
 
---preset gpu trains a larger model on scenes and on emoji (make them first: python -m
-training.data.emoji --output runs/emoji.zip); any other option wins over the preset.
-
 Several processes train together with torchrun --nproc-per-node N -m training.train_scenes --threads
 1: on two cores twice as fast as one process with two threads.
 """
@@ -31,13 +28,19 @@ from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import WordEncoder
 
 from .data import DataError
-from .data.captioned import Captioned
 from .export import round_to_half
 from .scenes.export import export, restore
-from .scenes.fit import fit
-from .scenes.presets import PRESETS, emoji_beside, fill, in_presets, same_recipe
+from .scenes.fit import FitPlan, fit
+from .scenes.recipe import same_recipe
 from .scenes.settings import SIZES, TEXT_LENGTH, TEXT_WIDTH, TOKENIZER, transformer_config
-from .scenes.tokenizer import encode, given_tokenizer, quantize, train_tokenizer
+from .scenes.tokenizer import (
+    DECODER,
+    TokenizerPlan,
+    encode,
+    given_tokenizer,
+    quantize,
+    train_tokenizer,
+)
 from .scenes.transformer import TextToImage
 from .stages import Staged, show_sizes
 from .state import Interrupted, load_torch, save_json, save_torch
@@ -47,6 +50,9 @@ STAGES = ("tokenizer", "features", "transformer", "decoder", "export")
 CHUNK = 3000  # pictures rendered at once
 TOKENIZER_PICTURES = 9000
 CEILING_PICTURES = 500
+TOKENIZING = TokenizerPlan(11.0)
+DECODING = replace(DECODER, minutes=9.0)
+FIT = FitPlan(76.0)
 
 
 class Run(Staged):
@@ -54,49 +60,34 @@ class Run(Staged):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.preset = PRESETS[args.preset]
         self.given = given_tokenizer(args.tokenizer, TOKENIZER) if args.tokenizer else None
         own = ("minutes", "learning_rate", "wrong_captions")
-        self.fit = replace(self.preset.fit, **{name: getattr(args, name) for name in own})
-        self.emoji = Captioned(args.emoji) if args.emoji else None
-        new = [w for w in self.emoji.words() if w not in VOCABULARY] if self.emoji else []
-        self.vocabulary = (*VOCABULARY, *new)
+        self.fit = replace(FIT, **{name: getattr(args, name) for name in own})
         recipe = {name: getattr(args, name) for name in ("width", "depth", "pictures")}
-        if self.emoji:
-            recipe |= {"emoji": self.emoji.digest, "emoji_share": args.emoji_share}
-        same_recipe(self.folder, recipe | {"words": len(self.vocabulary)})
+        same_recipe(self.folder, recipe | {"words": len(VOCABULARY)})
 
     def model(self) -> TextToImage:
         """The transformer and its words, untrained."""
-        words = WordEncoder(self.vocabulary, TEXT_LENGTH, TEXT_WIDTH)
+        words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
         return TextToImage(transformer_config(self.args.width, self.args.depth), words, SIZES)
 
     def pixels(self, seed: int) -> Tensor:
         """Pictures (N, 3, 128, 128) uint8 to train the tokenizer on."""
-        scenes = training_set(TOKENIZER_PICTURES, seed=seed)[0]
-        if self.emoji is None:
-            return scenes
-        count = emoji_beside(len(scenes), self.args.emoji_share)
-        return torch.cat([scenes, self.emoji.training_set(count, seed)[0]])
+        return training_set(TOKENIZER_PICTURES, seed=seed)[0]
 
     def describe(self) -> str:
         """What the run will do."""
-        args, plan = self.args, self.preset
+        args = self.args
         size = sum(p.numel() for p in self.model().transformer.parameters()) / 1e6
-        pictures = f"{args.pictures} scenes"
-        if self.emoji is not None:
-            own = len(self.emoji.captions("train"))
-            count = emoji_beside(args.pictures, args.emoji_share)
-            pictures += f" and {count} emoji ({own} of {args.emoji}, in turn)"
         tokenizer = (
-            f"{args.tokenizer_minutes:g} min, batch {plan.tokenizer.batch}; then its decoder alone "
-            f"{args.decoder_minutes:g} min, batch {plan.decoder.batch}"
+            f"{args.tokenizer_minutes:g} min, batch {TOKENIZING.batch}; then its decoder alone "
+            f"{args.decoder_minutes:g} min, batch {DECODING.batch}"
         )
         batches = ", ".join(f"{batch} to scale {count}" for count, batch, _ in self.fit.prefixes)
         return "\n".join(
             (
-                f"preset {args.preset} on {args.device}: {', '.join(args.stages)}",
-                f"pictures: {pictures}; {len(self.vocabulary)} words",
+                f"on {args.device}: {', '.join(args.stages)}",
+                f"pictures: {args.pictures} scenes; {len(VOCABULARY)} words",
                 f"tokenizer: {args.tokenizer or tokenizer}",
                 f"transformer: width {args.width}, {args.depth} blocks, {size:.1f} M parameters, "
                 f"{args.minutes:g} min, batches {batches}",
@@ -151,9 +142,6 @@ class Run(Staged):
     def _pictures(self) -> dict[str, Callable[[], tuple[Tensor, list[str]]]]:
         """What makes every chunk of training pictures (N, 3, 128, 128) and captions, by name."""
         makers: dict[str, Callable[[], tuple[Tensor, list[str]]]] = {}
-        if self.emoji is not None:  # first, for it takes longest
-            count = emoji_beside(self.args.pictures, self.args.emoji_share)
-            makers["emoji"] = partial(self.emoji.training_set, count, TRAINING_SEED)
         for i in range(-(-self.args.pictures // CHUNK)):
             makers[f"{i:04}"] = partial(training_set, CHUNK, TRAINING_SEED + i)
         return makers
@@ -162,7 +150,7 @@ class Run(Staged):
         """The tokenizer, trained if it is not yet, rounded to the precision of its file."""
         if self.given is not None:
             return self.given.to(self.device)
-        plan = replace(self.preset.tokenizer, minutes=self.args.tokenizer_minutes)
+        plan = replace(TOKENIZING, minutes=self.args.tokenizer_minutes)
         path = self.folder / "tokenizer.pt"
         saved = load_torch(path)
         done = saved is not None and saved["spent"] >= plan.minutes * 60
@@ -179,7 +167,7 @@ class Run(Staged):
         start = self._tokenizer()
         if self.given is not None:
             return start
-        plan = replace(self.preset.decoder, minutes=self.args.decoder_minutes)
+        plan = replace(DECODING, minutes=self.args.decoder_minutes)
         path = self.folder / "decoder.pt"
         saved = load_torch(path)
         done = saved is not None and saved["spent"] >= plan.minutes * 60
@@ -196,16 +184,11 @@ class Run(Staged):
         """What the tokenizer keeps: error, and pass rates of reconstructions."""
         pixels, texts = training_set(CEILING_PICTURES, seed=2)
         real, rebuilt = pixels.float().div(255), self._rebuilt(model, pixels)
-        kept = {
+        return {
             "l1": (rebuilt - real).abs().mean().item(),
             "passed": sum(passed(real, texts)) / len(texts),
             "passed_rebuilt": sum(passed(rebuilt, texts)) / len(texts),
         }
-        if self.emoji is not None:
-            unseen = self.emoji.pixels("held_out_pair")[:CEILING_PICTURES]
-            off = self._rebuilt(model, unseen) - unseen.float().div(255)
-            kept["l1_emoji"] = off.abs().mean().item()
-        return kept
 
     def _rebuilt(self, model: BSQVAE, pixels: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] after encoding, rounding and decoding."""
@@ -224,7 +207,7 @@ class Run(Staged):
             restore(model, self.args.initial)
 
         def export_early(state: dict[str, Tensor], step: int) -> None:
-            export(state, tokenizer, self.folder / "early", self.vocabulary)
+            export(state, tokenizer.state_dict(), self.folder / "early")
             log({"step": step, "exported": True})
 
         path = self.folder / "transformer.pt"
@@ -238,35 +221,36 @@ class Run(Staged):
         """Write the files that ship."""
         state, decoder = self.transformer(), self.decoder()
         if not dist.is_initialized() or dist.get_rank() == 0:
-            show_sizes(export(state, decoder, self.args.output, self.vocabulary))
+            show_sizes(export(state, decoder.state_dict(), self.args.output))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.train_scenes", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, kind, text in (
-        ("runs", Path, "resumable state"),
-        ("output", Path, "folder to write"),
-        ("tokenizer-minutes", float, "tokenizer's training time"),
-        ("decoder-minutes", float, "its decoder's, trained on alone"),
-        ("pictures", int, "rendered scenes"),
-        ("emoji", Path, "zip by training.data.emoji to train on, too"),
-        ("emoji-share", float, "of all pictures; 0 is without emoji"),
-        ("minutes", float, "transformer's training time"),
-        ("learning-rate", float, "its highest; less with --initial"),
-        ("wrong-captions", float, "share of pictures shown with another's caption"),
-        ("width", int, "transformer's, in steps of 32"),
-        ("depth", int, "transformer's blocks"),
+    for name, default, text in (
+        ("runs", Path("runs/scenes"), "resumable state"),
+        ("output", Path("checkpoints/scenes"), "folder to write"),
+        ("tokenizer-minutes", TOKENIZING.minutes, "tokenizer's training time"),
+        ("decoder-minutes", DECODING.minutes, "its decoder's, trained on alone"),
+        ("pictures", 36000, "rendered scenes"),
+        ("minutes", FIT.minutes, "transformer's training time"),
+        ("learning-rate", FIT.learning_rate, "its highest; less with --initial"),
+        ("wrong-captions", FIT.wrong_captions, "share of pictures shown with another's caption"),
+        ("width", 192, "transformer's, in steps of 32"),
+        ("depth", 6, "transformer's blocks"),
     ):
-        defaults = in_presets(name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, help=f"{text} ({defaults})")
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=f"{text} (%(default)s)"
+        )
     parser.add_argument("--tokenizer", type=Path, help="trained one to use; it is not trained on")
     parser.add_argument("--initial", type=Path, help="exported folder to go on from")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.wrong_captions < 1:
+        parser.error(f"--wrong-captions {args.wrong_captions:g} is no share: expected 0 to below 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -275,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        run = Run(fill(args))
+        run = Run(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """An archive of captioned pictures: real ones to compare with, and which of them trained a model.
 
 A zip of pictures (WebP, RGB, square), ``index.jsonl`` with one object a picture, and ``about.json``
-that says their side. ``python -m training.data.emoji`` writes one.
+that says their side. ``python -m training.data.shard`` writes one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stagevar_runtime.errors import CalibrationError
 TRAIN, HELD_OUT_PAIR, HELD_OUT_CONCEPT = "train", "held_out_pair", "held_out_concept"
 HELD_OUT = (HELD_OUT_PAIR, HELD_OUT_CONCEPT)
 SPLITS = (TRAIN, *HELD_OUT)
-MAKE = "python -m training.data.emoji --output runs/emoji.zip"
+MAKE = "python -m training.data.shard --output runs/pictures.zip"
 
 
 @dataclass(frozen=True)

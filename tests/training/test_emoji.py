@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from emoji_fixtures import fake_packages, pack, webp
 from PIL import Image
 
 from stagevar_runtime.text.words import split_words
-from training.data import DataError, emoji, packages
-from training.data.captioned import REACH, Captioned, moved
+from training.data import DataError, emoji, packages, shard
 from training.data.styles import STYLES, plain_code, plain_label
 
 LICENCES = {"MIT", "Apache-2.0", "CC-BY-4.0"}
@@ -128,7 +126,7 @@ def test_a_damaged_archive_says_so(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("training.data.packages.shutil.which", lambda name: None)
     arguments = ["--output", str(tmp_path / "e.zip"), "--packages", str(tmp_path / "npm")]
-    assert emoji.main(arguments) == 1
+    assert shard.main([*arguments, "--scenes", "2"]) == 1
     assert "npm is not installed" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
     with pytest.raises(DataError, match=r"pip install 'stagevar\[training\]'"):
@@ -160,34 +158,18 @@ def test_codes_lose_variation_selectors() -> None:
     assert plain_code("2764-FE0F-200D-1F525") == "2764-200d-1f525"
 
 
-def test_training_pictures_are_the_training_split(built: Path) -> None:
-    data = Captioned(built)
-    own = data.captions("train")
-    assert 0 < len(own) < 36
-    pixels, captions = data.training_set(2 * len(own), seed=3)
-    assert pixels.shape == (2 * len(own), 3, 128, 128) and pixels.dtype == torch.uint8
-    assert Counter(captions) == {text: 2 for text in own}
-    again, same = data.training_set(2 * len(own), seed=3)
-    assert captions == same and torch.equal(pixels, again)
-    first = dict(zip(captions, pixels[: len(own)], strict=False))
-    moves = [not torch.equal(first[c], p) for c, p in zip(captions, pixels, strict=True)]
-    assert not any(moves[: len(own)]) and sum(moves[len(own) :]) > len(own) / 2
-
-
-def test_moving_keeps_the_art_whole() -> None:
-    pixels = torch.full((8, 3, 32, 32), 240, dtype=torch.uint8)
-    pixels[:, :, REACH:-REACH, REACH:-REACH] = 7
-    out = moved(pixels, torch.Generator().manual_seed(0))
-    assert torch.equal((out == 7).sum((1, 2, 3)), (pixels == 7).sum((1, 2, 3)))
-    assert len({tuple(p.flatten().tolist()) for p in out}) > 4
-
-
-def test_a_zip_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"training\.data\.emoji"):
-        Captioned(tmp_path / "none.zip")
-    (tmp_path / "bad.zip").write_bytes(b"no zip")
-    with pytest.raises(DataError, match="expected a zip with index"):
-        Captioned(tmp_path / "bad.zip")
+def test_a_shard_holds_both_and_is_an_archive_to_compare_with(
+    archives: Path, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("resvg_py")
+    path = tmp_path / "p.zip"
+    options = ["--packages", str(archives), "--scenes", "30", "--side", "64", "--concepts", "3"]
+    assert shard.main(["--output", str(path), *options]) == 0
+    assert "30 scenes of" in capsys.readouterr().out
+    read = shard.read_shard(path)
+    assert read.emoji.side == 64 and len({p.concept for p in read.emoji.pictures}) == 3
+    assert read.emoji.read(read.emoji.pictures[:2]).shape == (2, 3, 64, 64)
+    assert len(read.scenes) == 30 and "style" in read.words()
 
 
 def test_npm_fetches_once_and_its_errors_are_told(tmp_path: Path, monkeypatch) -> None:

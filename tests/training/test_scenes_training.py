@@ -59,7 +59,7 @@ def tiny(seed: int = 0) -> tuple[BSQVAE, TextToImage]:
 def exported(tmp_path_factory: pytest.TempPathFactory):
     vae, model = tiny()
     folder = tmp_path_factory.mktemp("scenes")
-    paths = export(model.state_dict(), vae, folder)
+    paths = export(model.state_dict(), vae.state_dict(), folder)
     return vae, model, paths, load(paths[0], device="cpu", profile=None)
 
 

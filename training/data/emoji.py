@@ -1,4 +1,4 @@
-"""Captioned emoji in six drawing styles: python -m training.data.emoji --output runs/emoji.zip
+"""Captioned emoji in six drawing styles, for training.data.shard.
 
 Fetches the packages with npm, renders every concept that at least four styles have, and writes one
 zip: pictures, ``index.jsonl`` (a line a picture) and ``about.json``. The file appears whole or not
@@ -10,15 +10,14 @@ pairs of concept and style.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
-import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from .packages import PACKAGES
 from .styles import STYLES, Art, Concept, concepts
 
 SIDE = 128
-MARGIN = 6  # pixels around the art
+MARGIN = 6 / 128  # of the side, around the art
 LEVELS = (255, 250, 244, 236)  # of the grey ground
 DARKER = 190  # of the ground under white art
 CONTRAST = 24  # levels between art and ground that the eye tells apart
@@ -78,15 +77,15 @@ def rasterize(data: bytes, side: int) -> Image.Image:
     return image
 
 
-def draw(data: bytes, level: int) -> Image.Image:
+def draw(data: bytes, level: int, side: int = SIDE) -> Image.Image:
     """Art in the middle of a plain grey ground, RGB; a darker one if most of it would not show."""
-    art = rasterize(data, SIDE - 2 * MARGIN)
+    art = rasterize(data, side - 2 * round(MARGIN * side))
     pixels = np.asarray(art)
     opaque = pixels[pixels[..., 3] > 127, :3].astype(int)
     if len(opaque) and (abs(opaque - level).max(-1) > CONTRAST).mean() < 0.5:
         level = DARKER
-    ground = Image.new("RGB", (SIDE, SIDE), (level,) * 3)
-    ground.paste(art, ((SIDE - art.width) // 2, (SIDE - art.height) // 2), art)
+    ground = Image.new("RGB", (side, side), (level,) * 3)
+    ground.paste(art, ((side - art.width) // 2, (side - art.height) // 2), art)
     return ground
 
 
@@ -110,19 +109,35 @@ def rows_of(wanted: Sequence[Concept], art: dict[str, Art], seed: int) -> Iterat
             }
 
 
-def about(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+def about(rows: Sequence[Row], seed: int, side: int = SIDE) -> dict[str, Any]:
     """What the zip was made of."""
     counts = {key: dict(Counter(row[key] for row in rows)) for key in ("style", "group", "split")}
     return {
         "packages": {p.name: {"version": p.version, "licence": p.licence} for p in PACKAGES},
-        "side": SIDE,
+        "side": side,
         "seed": seed,
         "counts": {"pictures": len(rows), "concepts": len({r["concept"] for r in rows}), **counts},
     }
 
 
+@dataclass(frozen=True)
+class Form:
+    """How pictures are kept: side in pixels, WebP quality; concepts at most, evenly from all, 0
+    being every one; other files that go into the zip."""
+
+    side: int = SIDE
+    quality: int = QUALITY
+    concepts: int = 0
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+
 def write(
-    path: Path, rows: Sequence[Row], art: dict[str, Art], seed: int, say: Callable[[str], None]
+    path: Path,
+    rows: Sequence[Row],
+    art: dict[str, Art],
+    seed: int,
+    say: Callable[[str], None],
+    form: Form,
 ) -> None:
     """Draw every row and write the zip."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,56 +151,43 @@ def write(
             code, style = row["concept"], row["style"]
             level = LEVELS[int(fraction(f"ground {code} {style}") * len(LEVELS))]
             buffer = io.BytesIO()
-            draw(art[style][code], level).save(buffer, "WEBP", quality=QUALITY)
+            draw(art[style][code], level, form.side).save(buffer, "WEBP", quality=form.quality)
             add(row["file"], buffer.getvalue())
             if done % 500 == 0 or done == len(rows):
                 left = (time.monotonic() - start) * (len(rows) / done - 1)
                 say(f"{done} of {len(rows)} pictures, {left:.0f} s left")
         add("index.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        add("about.json", (json.dumps(about(rows, seed), indent=2) + "\n").encode())
+        for name, data in form.beside.items():
+            add(name, data)
+        add("about.json", (json.dumps(about(rows, seed, form.side), indent=2) + "\n").encode())
     partial.replace(path)
 
 
 def build(
-    path: Path, packages: Path, seed: int = 0, say: Callable[[str], None] = lambda text: None
+    path: Path,
+    packages: Path,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    form: Form | None = None,
 ) -> dict[str, Any]:
     """Write the zip of every concept that enough styles have; what it was made of.
 
     Args:
         packages: folder of the packages' archives, fetched there where they are missing.
         seed: decides what is held out.
+        form: :class:`Form`; pictures of 128 pixels alone where none is given.
 
     Raises:
         DataError: npm or resvg-py is missing, or a package is not as expected.
     """
+    form = form or Form()
     wanted = concepts(packages)
+    if (few := form.concepts) and few < len(wanted):
+        wanted = [wanted[i * len(wanted) // few] for i in range(few)]
     art = {}
     for style, find in STYLES.items():
         art[style] = find(wanted, packages)
         say(f"{style}: {sum(c.code in art[style] for c in wanted)} of {len(wanted)} concepts")
     rows = list(rows_of(wanted, art, seed))
-    write(path, rows, art, seed, say)
-    return about(rows, seed)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Build the zip; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.data.emoji", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/emoji.zip"))
-    parser.add_argument("--packages", type=Path, default=Path("runs/npm"), help="archives by npm")
-    parser.add_argument("--seed", type=int, default=0, help="decides what is held out")
-    args = parser.parse_args(argv)
-    start = time.monotonic()
-    try:
-        made = build(args.output, args.packages, args.seed, lambda text: print(text, flush=True))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    size = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {size:.1f} MB in {time.monotonic() - start:.0f} s")
-    print(json.dumps(made["counts"]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write(path, rows, art, seed, say, form)
+    return about(rows, seed, form.side)

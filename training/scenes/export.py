@@ -13,42 +13,48 @@ from torch import Tensor
 from stagevar_probe.datasets.scenes import VOCABULARY, parse
 from stagevar_probe.datasets.scenes.prompts import UNSEEN, prompt_lines, suite_prompts
 from stagevar_runtime.checkpoint.reader import OWN
-from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from stagevar_runtime.text.words import SUFFIX, WordEncoder, load_words, save_words
 
 from ..export import half
-from .settings import SIZES, TEXT_LENGTH, TEXT_WIDTH
+from .settings import SIZES
 from .transformer import TextToImage
 
 NAME = "scenes"
-TOKENIZER_NAME = "infinity_vae_scenes.safetensors"
 SETTINGS = {"metric": "scenes", "guidance": "2.5", "temperature": "1", "top_p": "0"}
 PROMPTS = {"calibration": 240, "held_out": 1050}
 
 
 def export(
     state: Mapping[str, Tensor],
-    tokenizer: BSQVAE,
+    tokenizer: Mapping[str, Tensor],
     folder: Path,
     vocabulary: Sequence[str] = VOCABULARY,
+    name: str = NAME,
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> list[Path]:
-    """Write transformer, tokenizer and words of a training state dict; the paths written."""
+    """Write transformer, tokenizer and words as ``name.*``; the paths written.
+
+    Args:
+        state: of a :class:`TextToImage`, trained on scales of ``sizes`` with words ``vocabulary``.
+        tokenizer: its tokenizer's state.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [
-        folder / f"{NAME}.safetensors",
-        folder / TOKENIZER_NAME,
-        folder / (NAME + SUFFIX),
-        folder / f"{NAME}.prompts.jsonl",
+        folder / f"{name}.safetensors",
+        folder / f"infinity_vae_{name}.safetensors",
+        folder / (name + SUFFIX),
+        folder / f"{name}.prompts.jsonl",
     ]
     own = {n.removeprefix("transformer."): t for n, t in state.items() if n[:12] == "transformer."}
-    schedule = " ".join(f"{h}x{w}" for h, w in SIZES)
+    schedule = " ".join(f"{h}x{w}" for h, w in sizes)
     settings = {"schedule": schedule, **SETTINGS}
-    save_file(half(own), str(paths[0]), {OWN + name: value for name, value in settings.items()})
-    save_file(half(tokenizer.state_dict()), str(paths[1]))
-    words = WordEncoder(vocabulary, TEXT_LENGTH, TEXT_WIDTH)
+    save_file(half(own), str(paths[0]), {OWN + key: value for key, value in settings.items()})
+    save_file(half(tokenizer), str(paths[1]))
+    length, width = state["words.position"].shape
+    words = WordEncoder(vocabulary, length, width)
     with torch.no_grad():
-        for name, parameter in words.state_dict().items():
-            parameter.copy_(state[f"words.{name}"])
+        for part, parameter in words.state_dict().items():
+            parameter.copy_(state[f"words.{part}"])
     save_words(paths[2], words)
     lines = [("calibration", text) for text in prompt_lines(PROMPTS["calibration"], seed=0)]
     lines += [

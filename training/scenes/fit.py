@@ -20,7 +20,15 @@ from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 
 from ..fit import Average
 from ..state import Interrupted, load_torch, never, save_torch
-from .transformer import LARGE, TextToImage, importance, parameters_by_use, some_tokens, teacher
+from .transformer import (
+    LARGE,
+    TextToImage,
+    importance,
+    kept_lengths,
+    parameters_by_use,
+    some_tokens,
+    teacher,
+)
 
 
 def _agreed(values: list[float], device: str) -> list[float]:
@@ -110,9 +118,9 @@ def losses_by_scale(
         target = target.gather(1, kept[..., None].expand(-1, -1, target.shape[-1]))
         weights = weights.gather(1, kept)
         weights[:, sum(n for n in lengths if n < LARGE) :] = 1.0  # drawn by it already
-        lengths = model.level[kept[0]].bincount().tolist()
+        lengths = kept_lengths(lengths, plan.keep)
     dropped = torch.rand(batch, device=device) < plan.text_dropout
-    logits = model(ids, mask, dropped, inputs, kept)
+    logits = model(ids, mask, dropped, inputs, kept, lengths).float()
     losses = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
     losses = losses.view(target.shape).mean(2).mul(weights).mean(0)
     return torch.stack([part.mean() for part in losses.split(lengths)])

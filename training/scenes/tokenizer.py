@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_runtime.errors import StagevarError
@@ -52,6 +50,9 @@ def given_tokenizer(path: Path, like: VQVAEConfig) -> BSQVAE:
     Raises:
         DataError: it is none.
     """
+    from safetensors import SafetensorError  # not where training.gpu runs
+    from safetensors.torch import load_file
+
     try:
         model = BSQVAE.from_tensors(load_file(path))
     except (OSError, SafetensorError, StagevarError) as error:
@@ -78,6 +79,31 @@ def quantize(model: BSQVAE, features: Tensor, sizes: Sizes) -> Tensor:
         grown = model.resize(codes, size)
         canvas, rest = canvas + grown, rest - grown
     return canvas
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Pictures (B, 3, H, W) through the tokenizer, with gradients; features and canvas
+    (B, d, h, w)."""
+
+    picture: Tensor
+    features: Tensor
+    canvas: Tensor
+
+    def loss(self, image: Tensor, commitment: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What is trained on, and two parts: L1, and how far features are off the codes."""
+        l1 = (self.picture - image).abs().mean()
+        off = F.mse_loss(self.features, self.canvas)
+        return l1 + F.mse_loss(self.picture, image) + commitment * off, l1, off
+
+
+def rebuild(model: BSQVAE, image: Tensor, sizes: Sizes) -> Rebuilt:
+    """Encode, round by the scales that fit, and decode pictures (B, 3, H, W) in [-1, 1]."""
+    features = model.encoder(image).float()
+    used = [size for size in sizes if size[0] <= features.shape[-1]]
+    canvas = quantize(model, features.detach(), used)
+    straight = features + (canvas - features).detach()
+    return Rebuilt(model.decoder(straight).float(), features, canvas)
 
 
 def crops(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -149,14 +175,8 @@ def train_tokenizer(
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), 0.02)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate * min(1.0, (step + 1) / plan.warmup)
-        features = model.encoder(image)
-        last = features.shape[-1]
-        used = [size for size in sizes if size[0] <= last]
-        canvas = quantize(model, features.detach(), used)
-        rebuilt = model.decoder(features + (canvas - features).detach())
-        l1 = (rebuilt - image).abs().mean()
-        off = F.mse_loss(features, canvas)
-        loss = l1 + F.mse_loss(rebuilt, image) + plan.commitment * off
+        found = rebuild(model, image, sizes)
+        loss, l1, off = found.loss(image, plan.commitment)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -169,7 +189,7 @@ def train_tokenizer(
                     "cropped": float(cropped),
                     "l1": l1.item(),
                     "off": off.item(),
-                    "size": features.detach().std().item(),
+                    "size": found.features.detach().std().item(),
                 }
             )
         step += 1

@@ -91,6 +91,11 @@ def importance(features: Tensor, sizes: Sizes, plain: float = 0.2) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def kept_lengths(lengths: Sequence[int], keep: float) -> list[int]:
+    """How many tokens of every scale are run when ``keep`` of the large ones' are."""
+    return [n if n < LARGE else round(keep * n) for n in lengths]
+
+
 def some_tokens(weights: Tensor, lengths: Sequence[int], keep: float) -> Tensor:
     """Token numbers (B, L'), rising, drawn by weight (B, L) at large scales; small ones keep all.
 
@@ -98,11 +103,12 @@ def some_tokens(weights: Tensor, lengths: Sequence[int], keep: float) -> Tensor:
     MaskDiT (arXiv 2306.09305), section 3.3; there the draw is uniform.
     """
     parts, start = [], 0
-    for length, part in zip(lengths, weights.split(list(lengths), 1), strict=True):
+    wanted = kept_lengths(lengths, keep)
+    for length, count, part in zip(lengths, wanted, weights.split(list(lengths), 1), strict=True):
         if length < LARGE:
             own = torch.arange(length, device=weights.device).expand(len(weights), -1)
         else:
-            own = part.multinomial(round(keep * length)).sort(1).values
+            own = part.multinomial(count).sort(1).values
         parts.append(own + start)
         start += length
     return torch.cat(parts, 1)
@@ -115,6 +121,7 @@ class TextToImage(nn.Module):
         super().__init__()
         self.config, self.words, self.sizes = config, words, sizes
         self.transformer = Transformer(config)
+        self.run_block = run_block  # what a compiler may replace
         rotations = infinity_rotations(sizes, sizes[-1], config.width // config.heads)
         self.register_buffer("cos", torch.cat([c for c, _ in rotations], 1), persistent=False)
         self.register_buffer("sin", torch.cat([s for _, s in rotations], 1), persistent=False)
@@ -139,10 +146,12 @@ class TextToImage(nn.Module):
         dropped: Tensor,
         inputs: Tensor,
         kept: Tensor | None = None,
+        lengths: Sequence[int] = (),
     ) -> Tensor:
         """Logits (B, L, d, 2) of word numbers (B, T); ``dropped`` (B,) see no text.
 
-        ``kept`` (B, L'): numbers of the only tokens that are run, as many of a scale in every row.
+        ``kept`` (B, L'): numbers of the only tokens that are run, as many of a scale in every row:
+        ``lengths``, which is counted if it is not given.
         """
         t, config = self.transformer, self.config
         length = inputs.shape[1] + 1
@@ -159,9 +168,9 @@ class TextToImage(nn.Module):
         if kept is not None:
             x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
             rotation, level = at_positions(rotation, kept), level[kept[0]]
-        segments = self.segments(level.bincount().tolist())
+        segments = self.segments(lengths or level.bincount().tolist())
         for block in t.in_order():
-            x = run_block(
+            x = self.run_block(
                 block, x, block.modulation(condition, shared), text, bias, rotation, segments
             )
         factor, shift = t.head_nm.ada_lin(condition).unflatten(1, (1, 2, -1)).unbind(2)

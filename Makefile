@@ -27,7 +27,7 @@ demo: venv
 
 # The same for the text-to-image reference checkpoint: longer, so not the first thing to see.
 demo-t2i: venv
-	mkdir -p demo && cp -R checkpoints/$(dir $(T2I)) demo/
+	mkdir -p demo && cp -R checkpoints/$(firstword $(subst /, ,$(T2I))) demo/
 	$(BIN)/stagevar-probe calibrate demo/$(T2I).safetensors || test $$? = 5
 	$(BIN)/stagevar-probe generate demo/$(T2I).safetensors --compare \
 		--output demo/t2i_sheet.png

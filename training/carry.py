@@ -10,7 +10,9 @@ Pillow. pydantic, which the runtime's profiles ask for, is not needed to train (
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("training", "stagevar_runtime", "stagevar_probe")
 LARGEST = 60_000_000  # bytes
 SHARD, EARLIER = "pictures.zip", "earlier"
+ABSENT = ("pydantic", "yaml", "safetensors", "click")  # that a lent machine may not have
+PROOF = f"""import sys
+sys.modules |= dict.fromkeys({ABSENT})
+from training.gpu.__main__ import parse
+parse(["--shard", "a", "--out", "b"])
+"""
 RUN = """#!/bin/sh
 # python -m training.gpu with what lies beside this script; $OUT is where the results go
 set -eu
@@ -31,11 +39,26 @@ exec "${PYTHON:-python3}" -m training.gpu --shard pictures.zip --out "${OUT:-out
 """
 
 
+def prove(folder: Path) -> None:
+    """Import what was copied, and nothing beside it, as on a machine without :data:`ABSENT`.
+
+    Raises:
+        DataError: something of it asks for one of them, or was not copied.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROOF], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise DataError(f"{folder} does not run by itself: {done.stderr.splitlines()[-1:]}")
+
+
 def carry(shard: Path, folder: Path, earlier: Path | None = None) -> int:
     """Fill ``folder``; the bytes in it.
 
     Raises:
-        DataError: it would be more than fits, or ``earlier`` holds no state to go on from.
+        DataError: it would be more than fits or does not run by itself, or ``earlier`` holds no
+            state to go on from.
     """
     if folder.exists():
         raise DataError(f"{folder} is there already; delete it or name another with --out")
@@ -57,6 +80,7 @@ def carry(shard: Path, folder: Path, earlier: Path | None = None) -> int:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
         raise DataError(f"{folder} holds {size} bytes, more than {LARGEST}")
+    prove(folder)
     return size
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import ProfileError
 from ..model.protocol import ModelInfo, ScaleSpec
-from .asked import TokenOption
 from .restorers import RESTORERS
 from .selectors import SELECTORS
 from .tokens import BlockSide, kept_tokens
+
+if TYPE_CHECKING:  # a family's modules do without pydantic
+    from .asked import TokenOption
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from ..errors import ProfileError, ProfileMismatchError
 from ..kernels.linear import LowRankLayers, LowRankLinear, pack_like
 from ..model.protocol import ModelInfo, ScaleModel, ScaleSpec
-from .asked import FeatureOption
+
+if TYPE_CHECKING:  # a family's modules do without pydantic
+    from .asked import FeatureOption
 
 Basis = Literal["pca", "random"]
 Place = tuple[int, int, str]  # scale, group, layer

@@ -106,7 +106,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
     model = TextToImage(transformer_config(32, 1), words, SIZES)
-    path = export(model.state_dict(), BSQVAE(TOKENIZER), tmp_path_factory.mktemp("model"))[0]
+    path = export(
+        model.state_dict(), BSQVAE(TOKENIZER).state_dict(), tmp_path_factory.mktemp("model")
+    )[0]
     own = WordEncoder(WORDS, TEXT_LENGTH, TEXT_WIDTH)
     save_words(path.with_name("emoji.words.safetensors"), own)
     return path
@@ -149,7 +151,7 @@ def test_lines_that_are_none(tmp_path: Path, line: str) -> None:
 
 
 def test_what_is_no_archive(tmp_path: Path, archive: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"no such file.*python -m training\.data\.emoji"):
+    with pytest.raises(CalibrationError, match=r"no such file.*python -m training\.data\.shard"):
         open_archive(tmp_path / "none.zip")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(CalibrationError, match="no archive of captioned pictures"):

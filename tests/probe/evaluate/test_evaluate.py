@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = WordEncoder(VOCABULARY, TEXT_LENGTH, TEXT_WIDTH)
     model = TextToImage(transformer_config(32, 1), words, SIZES)
     folder = tmp_path_factory.mktemp("scenes")
-    return export(model.state_dict(), BSQVAE(TOKENIZER), folder)[0]
+    return export(model.state_dict(), BSQVAE(TOKENIZER).state_dict(), folder)[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
-"""The run that fits its time, at its least size: pytest tests/training/test_gpu.py"""
+"""The run that fits its time, at its least size: pytest tests/training/test_picture_training.py"""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -313,22 +310,15 @@ def test_it_is_trained_where_pydantic_is_not(shard: Path, tmp_path: Path) -> Non
         *("pictures.zip", "run.sh", "stagevar_probe", "stagevar_runtime", "training")
     ]
     assert carry.main(["--shard", str(shard), "--out", str(folder)]) == 1  # there already
-    hidden = (
-        "import sys; sys.modules |= dict.fromkeys(['pydantic', 'yaml', 'safetensors', 'click'])"
-    )
-    code = (
-        f"{hidden}; sys.argv[0] = 'x'; from training.gpu.__main__ import main; print(main.__name__)"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "main\n", done.stderr
+    (folder / "training/gpu/clock.py").write_text("import pydantic\n")
+    with pytest.raises(DataError, match=r"does not run by itself: .*pydantic"):
+        carry.prove(folder)
 
 
 def test_what_is_too_large_to_carry_or_cannot_go_on_is_refused(
     shard: Path, trained: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(carry, "prove", lambda folder: None)
     carry.carry(shard, tmp_path / "a", trained)
     assert "--resume earlier" in (tmp_path / "a/run.sh").read_text()
     assert outputs.read_payload(tmp_path / "a/earlier", "state")["size"] == "least"

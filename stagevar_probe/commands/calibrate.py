@@ -127,7 +127,7 @@ def prepare(
         max_ms=target.max_ms,
         loss_asked=target.loss_asked,
         seed=options.seed,
-        batch=options.batch,
+        batch=options.at_once(pipeline.model),
         quiet=effort.quiet,
         seconds=effort.seconds,
         held_out=effort.held_out,

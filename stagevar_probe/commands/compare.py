@@ -74,7 +74,7 @@ def compare(
         fresh.inputs(pipeline, count or default_count(pipeline.model), held_out=True),
         pipeline.sampling(**options.sampling),
         options.quality(checkpoint, pipeline),
-        options.batch,
+        options.at_once(pipeline.model),
         pipeline.profile,
         Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None,
         printer.quiet,

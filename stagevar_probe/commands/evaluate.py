@@ -87,7 +87,7 @@ def evaluate(
     check_prompts(pipeline, asked, inputs.items)
     sampling = pipeline.sampling(**options.sampling)
     rows = suite_rows(model, sampling, pipeline.profile)
-    batch = min(options.batch, count)
+    batch = min(options.at_once(model), count)
     _, seconds, _ = forecast(model, inputs, rows.plans, sampling, batch)
     work = {"rows": len(rows.plans), "images": count, "seconds": seconds}
     description = (

@@ -82,9 +82,10 @@ def drawn(pipeline: Pipeline, options: ModelOptions, inputs: Sequence[Any]) -> l
     kind = "labels" if pipeline.model.info.classes else "prompts"
     seeds = [options.seed + i for i in range(len(inputs))]
     made = []
-    for i in range(0, len(inputs), options.batch):
-        part: dict[str, Any] = {**options.sampling, kind: inputs[i : i + options.batch]}
-        made.append(pipeline.generate(seed=seeds[i : i + options.batch], **part))
+    size = options.at_once(pipeline.model)
+    for i in range(0, len(inputs), size):
+        part: dict[str, Any] = {**options.sampling, kind: inputs[i : i + size]}
+        made.append(pipeline.generate(seed=seeds[i : i + size], **part))
     return made
 
 

@@ -35,6 +35,7 @@ from ..datasets.inputs import (
 from ..datasets.prompts.templates import template_prompts
 from ..datasets.supply import Purpose, Supply, race_or_proof, split_lines, supply
 from ..files import beside, check_writable
+from ..measure.memory import default_batch
 from ..metrics.protocol import Quality
 from ..metrics.quality import find_quality, named_by_file
 from ..metrics.several import find_metrics
@@ -72,7 +73,7 @@ class ModelOptions:
     dtype: torch.dtype | None = None
     emulate: bool = False
     seed: int = 0
-    batch: int = 16
+    batch: int | None = None
     prompts: Path | None = None
     metric: str | None = None
     features: str | None = None
@@ -109,6 +110,10 @@ class ModelOptions:
             select=self.select,
             emulate=self.emulate,
         )
+
+    def at_once(self, model: ScaleModel) -> int:
+        """Images that are made at once: as asked, or what suits the model's device."""
+        return self.batch or default_batch(model)
 
     def quality(
         self, checkpoint: Path, pipeline: Pipeline, budgets: Sequence[float] = ()

@@ -83,10 +83,8 @@ MODEL: tuple[Option, ...] = (
 BATCH: tuple[Option, ...] = (
     click.option(
         "--batch",
-        default=16,
-        show_default=True,
         type=click.IntRange(1),
-        help="Images that are made at once.",
+        help="Images that are made at once (default: 16; on CUDA what half of its memory holds).",
     ),
 )
 LOOKING: tuple[Option, ...] = (

@@ -62,7 +62,8 @@ def validate(
     fresh = replace(options, seed=options.seed + 1)  # not the held-out inputs of the calibration
     inputs = fresh.inputs(pipeline, held_out, held_out=True)
     with meter("held out", len(inputs), printer.quiet) as tick:
-        figures = run_plans(model, inputs, plans, sampling, quality, options.batch, tick)
+        size = options.at_once(model)
+        figures = run_plans(model, inputs, plans, sampling, quality, size, tick)
     target = target_of(profile, quality)
     name = profile.default_plan if profile.default_plan in figures else chosen[0]
     met = target.met(figures[name])

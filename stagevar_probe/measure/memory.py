@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stagevar_runtime.loop.plan import Plan, ScaleStep
+from stagevar_runtime.loop.plan import Plan, ScaleStep, plan_for
 from stagevar_runtime.model.protocol import ScaleModel
 
 META = torch.device("meta")
@@ -46,6 +46,12 @@ class PlanMemory:
     def total(self) -> float:
         """The peak: weights and encoder, and the larger of the loop and the decoder."""
         return self.weights + self.text + max(self.cache + self.blocks, self.decoder)
+
+
+ON_CPU = 16
+LARGEST = 128  # more images are no faster
+CELL_PIXELS = 16 * 16  # of the picture, behind a token
+PIXEL_BYTES = 2048  # of a decoder's activations, generously
 
 
 def plan_memory(model: ScaleModel, plan: Plan, batch: int, text: float = 0.0) -> PlanMemory:
@@ -199,3 +205,20 @@ def device_memory() -> tuple[str, float]:
         return found.name, found.total_memory / 1e6
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return "this CPU", pages * os.sysconf("SC_PAGE_SIZE") / 1e6 if pages else 0.0
+
+
+def default_batch(model: ScaleModel) -> int:
+    """Images at once where nobody says: 16, on CUDA what half of the free memory holds."""
+    if model.device.type != "cuda":
+        return ON_CPU
+    free, _ = torch.cuda.mem_get_info(model.device)
+    last = model.scales()[-1]
+    pixels = last.height * last.width * CELL_PIXELS
+    per_image = 3 * cache_peak(model, plan_for(model), 1) + pixels * PIXEL_BYTES
+    return fitting(free / 2, per_image)
+
+
+def fitting(room: float, per_image: float) -> int:
+    """The largest power of two up to 128 whose images fit; at least one."""
+    most = max(1, int(min(LARGEST, room / max(per_image, 1))))
+    return 1 << (most.bit_length() - 1)

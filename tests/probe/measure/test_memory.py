@@ -13,7 +13,7 @@ import torch
 from conftest import write_tiny
 from tiny_files import write_infinity
 
-from stagevar_probe.measure.memory import LiveBytes, plan_memory, text_mb
+from stagevar_probe.measure.memory import LiveBytes, default_batch, fitting, plan_memory, text_mb
 from stagevar_runtime import load
 from stagevar_runtime.loop.plan import plan_for
 from stagevar_runtime.profile import PlanStep, TokenOption
@@ -80,3 +80,14 @@ def test_text_encoders_are_counted_or_known(checkpoint: Path) -> None:
     assert 0 < found < 1  # the words beside it
     published = text_mb(pipe.model, None, "cuda")
     assert published == 2440 and text_mb(pipe.model, None, "cpu") == 2 * published
+
+
+def test_batches_fill_half_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path), profile=None, device="cpu").model
+    assert default_batch(model) == 16
+    assert [fitting(room, 1e9) for room in (35.4e9, 64e9, 1e12, 1e8)] == [32, 64, 128, 1]
+    monkeypatch.setattr(model, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80_000_000, 80_000_000))
+    small = default_batch(model)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (320_000_000, 320_000_000))
+    assert default_batch(model) == min(128, 4 * small) and small > 1

@@ -180,9 +180,12 @@ def test_kernels_mount(dtype: torch.dtype) -> None:
     assert found.names() == ["add_norm", "split", "group_norm", "draw"] and not notes
 
 
-@pytest.mark.parametrize("name", list(mounted.CHECKS))
+RIGHT = {"add_norm": add_norm, "split": split, "group_norm": group_norm, "draw": draw}
+
+
+@pytest.mark.parametrize("name", list(RIGHT))
 def test_a_wrong_kernel_is_left_out(name: str) -> None:
-    right = dict(zip(mounted.CHECKS, (add_norm, split, group_norm, draw), strict=True))[name]
+    right = RIGHT[name]
 
     def wrong(*args):
         out = right(*args)
@@ -197,7 +200,7 @@ def test_a_wrong_kernel_is_left_out(name: str) -> None:
     assert not mounted.disagreement(name, right, cpu, dtype)
     assert mounted.disagreement(name, wrong, cpu, dtype).startswith("off by")
     said = mounted.disagreement(name, broken, cpu, dtype)
-    assert said == "RuntimeError: PTX was compiled with an unsupported toolchain"
+    assert said.startswith("RuntimeError: PTX was compiled with an unsupported toolchain")
 
 
 def models():

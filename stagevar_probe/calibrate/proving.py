@@ -31,9 +31,9 @@ from .racing import Raced
 from .runner import Piece, Runner
 
 LOOKS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # shares of the planned inputs
-SHARES = (0.4, 0.4, 0.2)  # of the error: two finalists, and one that may follow
-TOGETHER = 2  # finalists at a time: another would take more inputs from the others than it is worth
-FUTILE = 0.03  # chance to be shown to keep the budget below which a finalist makes room
+SHARES = (0.5, 0.3, 0.2)  # of the error: the favourite, and two that may follow
+TOGETHER = 1  # finalists at a time: another takes more inputs from the first than it is worth
+FUTILE = 0.08  # chance to be shown to keep the budget below which a finalist makes room
 FEWEST = 2  # rounds of a proof at least
 
 

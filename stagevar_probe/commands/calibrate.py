@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from stagevar_runtime.errors import StagevarError
 from stagevar_runtime.loop.plan import EXACT
 
 from ..calibrate.job import CalibrationJob
@@ -134,11 +135,18 @@ def prepare(
         others=tuple(Budget(q.name, x) for q, x in zip(quality.others, beside, strict=True)),
         also=Budget(quality.name, effort.also[1], effort.also[0]) if effort.also else None,
     )
+    proof = options.supply(pipeline, "proof")
+    kinds = sorted(set(proof.tags.values()))
+    if effort.also and effort.also[0] not in kinds:
+        raise StagevarError(
+            f"--also {effort.also[0]}: no prompt of {proof.name} is of that kind, expected "
+            f"{', '.join(kinds) or 'prompts that say their kind (tag)'}"
+        )
     count = effort.count or default_count(pipeline.model)
     materials = Materials(
         options.inputs(pipeline, count, held_out=False),
         options.supply(pipeline, "race"),
-        options.supply(pipeline, "proof"),
+        proof,
         pipeline.sampling(**options.sampling),
         quality,
     )

@@ -115,6 +115,9 @@ def test_help_of_every_command(command: str) -> None:
         ("calibrate", "x.pth", "--dtype", "float8"),
         ("calibrate", "x.pth", "--seed", "-1"),
         ("calibrate", "x.pth", "--count", "1"),
+        ("calibrate", "x.pth", "--time", "soon"),
+        ("calibrate", "x.pth", "--max-loss", ".01+-1"),
+        ("calibrate", "x.pth", "--also", "counting"),
         ("calibrate", "x.pth", "--max-loss", "-0.1"),
         ("generate", "x.pth", "--batch", "0"),
         ("generate", "x.pth", "--metric", "m:f"),
@@ -475,6 +478,11 @@ def test_bad_prompts(tiny_files: Path, tmp_path: Path, name, content, expected) 
     if content is not None:
         (tmp_path / name).write_text(content)
     assert expected in refused(invoke("calibrate", tiny_files, "--prompts", tmp_path / name))
+
+
+def test_a_kind_that_no_prompt_is_of_is_refused(tiny_files: Path) -> None:
+    said = refused(invoke("calibrate", tiny_files, "--also", "counting=.02"))
+    assert "--also counting: no prompt of" in said
 
 
 def test_dry_run_writes_nothing(tiny_files: Path) -> None:

@@ -24,7 +24,7 @@ from stagevar_probe.validate.verdict import UNPROVEN, Budget, together
 from stagevar_runtime.errors import CalibrationError
 
 LOOKS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-SHARES = (0.4, 0.4, 0.2)
+SHARES = (0.5, 0.3, 0.2)
 BUDGET = Budget("scenes", 0.01)
 NORMAL = NormalDist()
 

@@ -20,6 +20,7 @@ from ..measure.interventions import (
     SearchSpace,
     default_interventions,
     default_space,
+    fewest_bits,
     possible,
 )
 from ..measure.measurements import Measurements, write_json
@@ -76,7 +77,9 @@ class CalibrationJob:
         self.clock = Clock(settings.seconds or 0.0, self.tools.now)
         self.runner = Runner(pipeline, materials, settings, self.work, self.clock)
         scales, sampling = self.model.scales(), materials.sampling
-        self.space: SearchSpace = default_space(self.model.info, sampling, scales)
+        self.space: SearchSpace = default_space(
+            self.model.info, sampling, scales, fewest_bits(self.model)
+        )
         every = default_interventions(self.space, scales)
         self.interventions: list[Intervention] = possible(
             self.space, every, self.model.info, sampling, scales

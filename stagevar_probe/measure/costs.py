@@ -14,7 +14,7 @@ from stagevar_runtime.model.protocol import Conditioning, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import FeatureOption, PlanStep
 
-from .interventions import Option
+from .interventions import Option, in_precision
 
 FULL = "full"
 COUNTED = ("qkv", "proj", "fc1")  # of the layers that features narrow: text is left out
@@ -81,6 +81,10 @@ def cost_plans(
                     yield rows, name, plan_for(model, steps, sampling)
                 continue
             change: dict[str, Any] = {"tokens": option}
+            if isinstance(option, str):
+                steps = in_precision(steps, option, 0, len(scales))
+                yield rows, name, plan_for(model, steps, sampling)
+                continue
             if isinstance(option, FeatureOption):
                 change = {"features": option.model_copy(update={"basis": "random"})}
             steps += [PlanStep(scale=s.index, **change) for s in scales[1:] if s.kind == "ar"]
@@ -109,7 +113,7 @@ def measure_costs(
                 continue
             decode.append(made.decode_ms)
             for step, ms in zip(plan, made.scale_ms, strict=True):
-                if name == FULL or step.reduced or step.low_rank or step.null_tokens:
+                if name == FULL or step.reduced or step.layers or step.null_tokens:
                     times.setdefault((step.scale.index, rows, name), []).append(ms)
     return Costs(
         ms={cell: median(values) for cell, values in times.items()},

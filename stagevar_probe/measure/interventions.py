@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from stagevar_runtime.errors import ProfileError
+from stagevar_runtime.kernels.quantised import Precision
 from stagevar_runtime.loop.backward import storing
 from stagevar_runtime.loop.engine import UNSEEN, Observer, advance, network_of, start, with_settings
 from stagevar_runtime.loop.plan import EXACT, Plan, compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.options.precision import precisions_of
 from stagevar_runtime.profile import FeatureOption, PlanStep, TokenOption
 from stagevar_runtime.profile.schema import Guidance
 
@@ -29,7 +31,7 @@ from ..datasets.inputs import Inputs
 
 Scales = tuple[ScaleSpec, ...]
 Part = dict[int, float]  # share of the tokens that null sees, by scale
-Option = TokenOption | FeatureOption | Part
+Option = TokenOption | FeatureOption | Part | Precision
 
 PUBLISHED = "published"
 TOKEN_OPTIONS = (  # selector, restorer, keep ratios: one pair at easy ones as well
@@ -54,6 +56,7 @@ class Intervention:
     ``schedule``: guidance of the scales that have it. ``variant``: how guidance is dropped
     (``cond``, ``cond@0.6``, ``delta``, ``null``). ``tokens`` and ``features``: names of options.
     ``part``: name of the number of tokens that are guided at every scale from ``scale`` on.
+    ``precision``: what the products of every scale from ``scale`` on run in.
     ``skip``: nothing runs from ``scale`` on, or none of the scales before ``until``.
     """
 
@@ -66,6 +69,7 @@ class Intervention:
     features: str | None = None
     until: int | None = None
     part: str | None = None
+    precision: Precision | None = None
 
     @property
     def option(self) -> str | None:
@@ -82,11 +86,13 @@ class SearchSpace:
     tokens: dict[str, TokenOption]
     features: dict[str, FeatureOption] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
+    precision: Precision | None = None  # of products, from a scale on
 
     @property
     def options(self) -> dict[str, Option]:
         """What a scale can have one of."""
-        return {**self.tokens, **self.features, **self.parts}
+        bits: dict[str, Option] = {self.precision: self.precision} if self.precision else {}
+        return {**self.tokens, **self.features, **self.parts, **bits}
 
     def option(self, name: str, scale: int) -> dict[str, Any]:
         """The option of this name as fields of a step."""
@@ -140,17 +146,44 @@ class SearchSpace:
                 PlanStep(scale=k, null_keep=keep)
                 for k, keep in self.parts[intervention.part].items()
             ]
+        if intervention.precision:
+            steps = in_precision(steps, intervention.precision, intervention.scale, count)
         if option := intervention.option:
             step = PlanStep(scale=intervention.scale, **self.option(option, intervention.scale))
             steps = [s for s in steps if s.scale != intervention.scale] + [step]
         return sorted(steps, key=lambda step: step.scale)
 
 
+def in_precision(
+    steps: Iterable[PlanStep], kind: Precision, start: int, count: int
+) -> list[PlanStep]:
+    """The steps, with products in ``kind`` at every scale from ``start`` on that is run."""
+    own = {step.scale: step for step in steps}
+    for k in range(start, count):
+        step = own.get(k, PlanStep(scale=k))
+        if step.run != "skip":
+            own[k] = step.model_copy(update={"precision": kind})
+    return [own[k] for k in sorted(own)]
+
+
+def fewest_bits(model: ScaleModel) -> Precision | None:
+    """The 8-bit products that ``model`` gains by, or emulates; None if there are none."""
+    if not model.info.layers:
+        return None
+    known = precisions_of(model)
+    kinds: tuple[Precision, ...] = ("fp8",) if model.device.type == "cuda" else ("int8",)
+    return next((kind for kind in kinds if not known.hindrance(kind)), None)
+
+
 def default_space(
-    info: ModelInfo, sampling: Sampling, scales: Sequence[ScaleSpec] = ()
+    info: ModelInfo,
+    sampling: Sampling,
+    scales: Sequence[ScaleSpec] = (),
+    precision: Precision | None = None,
 ) -> SearchSpace:
     """Candidates for a model: they scale with its own guidance, not with one model's figures.
-    Guidance on part of the tokens is among them where the ``scales`` are given.
+    Guidance on part of the tokens is among them where the ``scales`` are given, products in fewer
+    bits where the model gains by a ``precision`` (:func:`fewest_bits`).
 
     Constant schedules replace a published ramp (or strengthen a constant): guidance early is what
     pays for dropping it late. Null is measured because StageVAR keeps it.
@@ -183,7 +216,7 @@ def default_space(
     if guided and "null" in variants and info.guides_logits:
         whole = {f"guided {share:g}": _part(share, sampling, scales) for share in GUIDED_SHARES}
         parts = {name: part for name, part in whole.items() if part}
-    return SearchSpace(schedules, variants, tokens, features, parts)
+    return SearchSpace(schedules, variants, tokens, features, parts, precision)
 
 
 def _part(share: float, sampling: Sampling, scales: Sequence[ScaleSpec]) -> Part:
@@ -222,10 +255,11 @@ def default_interventions(space: SearchSpace, scales: Sequence[ScaleSpec]) -> li
 
     Guidance is dropped at every scale with at least 2 % of the tokens still to come, keeping the
     cond branch; in other ways or under another schedule only where the scale itself holds a
-    sixteenth of them. Guidance on as many tokens at every late scale is tried once for each number.
-    Tokens are reduced and features narrowed at the scales that hold a seventh or more; skips leave
-    out one to three last scales, or one to three others in a row that hold an eighth each (the
-    scale after them then draws what they would have drawn, too).
+    sixteenth of them. Products in fewer bits begin at every such scale. Guidance on as many tokens
+    at every late scale is tried once for each number. Tokens are reduced and features narrowed at
+    the scales that hold a seventh or more; skips leave out one to three last scales, or one to
+    three others in a row that hold an eighth each (the scale after them then draws what they would
+    have drawn, too).
     """
     count = len(scales)
     total = sum(scale.tokens for scale in scales)
@@ -247,6 +281,12 @@ def default_interventions(space: SearchSpace, scales: Sequence[ScaleSpec]) -> li
                 interventions.append(
                     Intervention(f"{variant} from {k}, {schedule}", k, schedule, variant)
                 )
+    if space.precision:
+        interventions += [
+            Intervention(f"{space.precision} from {k}", k, precision=space.precision)
+            for k in range(count)
+            if left[k] >= 0.02
+        ]
     large = [
         k for k in range(1, count) if scales[k].tokens >= 0.15 * total and scales[k].kind == "ar"
     ]

@@ -158,6 +158,7 @@ class Measurements:
                     n: {int(k): keep for k, keep in part.items()}
                     for n, part in data["menu"].get("parts", {}).items()
                 },
+                precision=data["menu"].get("precision"),
             )
             costs = data["costs"]
             return cls(

@@ -16,6 +16,7 @@ from ..measure.measurements import Measurements
 from ..observe.rank import ALPHA, ratio_name
 from . import plots
 from .html import FigureData
+from .precision import precision_figure
 
 
 def figures(measured: Measurements, profile: Profile) -> list[FigureData]:
@@ -23,6 +24,7 @@ def figures(measured: Measurements, profile: Profile) -> list[FigureData]:
     drawn = (
         _sensitivity(measured),
         _dropped(measured),
+        precision_figure(measured, _names(measured)),
         _ranks(measured),
         _stages(measured, profile),
         _frequency(measured),

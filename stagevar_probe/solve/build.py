@@ -10,11 +10,13 @@ from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.profile import PlanStep
 
+from ..measure.costs import Cell
 from ..measure.interventions import PUBLISHED
 from ..measure.measurements import Measurements
 from ..measure.validation import FrontierPoint
 from .isotonic import smoothed
 from .milp import FULL, Problem, Solution
+from .problem import FEWER_BITS
 
 WORSE = 2.5  # standard errors of distribution lost that rule an option out
 
@@ -38,6 +40,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     tokens: dict[tuple[int, str], float] = {}
     skip: dict[tuple[int, int], float] = {}
     part: dict[str, float] = {}
+    bits: dict[int, float] = {}
     count = len(measured.job["scales"])
     smooth = smoothed(measured)
     for intervention in measured.interventions:
@@ -50,6 +53,8 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
         loss += caution * float(losses.std() / np.sqrt(len(losses)))
         if intervention.skip:
             skip[intervention.scale, intervention.until or count] = loss
+        elif intervention.precision:
+            bits[intervention.scale] = loss
         elif intervention.part:
             part[intervention.part] = loss
         elif option := intervention.option:
@@ -63,18 +68,31 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     joint = {key: loss for key, loss in joint.items() if key[0] in schedules}
     return Problem(
         scales=count,
-        ms=measured.costs.ms,
+        ms=measured.costs.ms | (with_fewer_bits(measured) if bits else {}),
         drop_loss=drop,
         token_loss=tokens,
         skip_loss=skip,
         schedules=schedules,
         joint_loss=joint,
         part_loss=part,
+        bits_loss=bits,
         apart=frozenset(
             n for n, (branch, _) in measured.space.variants.items() if branch == "null"
         ),
         budget=budget,
     )
+
+
+def with_fewer_bits(measured: Measurements) -> dict[Cell, float]:
+    """What every option costs with its products in fewer bits: measured for whole scales, from
+    which the others are taken to gain by the same factor."""
+    kind, costs = measured.space.precision, measured.costs
+    assert kind is not None and costs is not None
+    return {
+        (k, rows, name + FEWER_BITS): ms * costs.ms[k, rows, kind] / costs.ms[k, rows, FULL]
+        for (k, rows, name), ms in costs.ms.items()
+        if name != kind and (k, rows, kind) in costs.ms
+    }
 
 
 def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]:
@@ -95,8 +113,10 @@ def steps_of(solution: Solution, measured: Measurements) -> tuple[PlanStep, ...]
             own |= {"guidance": guidance, "temperature": temperature}
             if guidance == "delta":
                 own["guidance_scale"] = space.schedules[solution.schedule]
-        if choice.tokens != FULL:
-            own |= space.option(choice.tokens, choice.scale)
+        if choice.option != FULL:
+            own |= space.option(choice.option, choice.scale)
+        if choice.fewer_bits:
+            own["precision"] = space.precision
     steps = [PlanStep(**own) for _, own in sorted(fields.items()) if len(own) > 1]
     return _without_repeats(steps)
 

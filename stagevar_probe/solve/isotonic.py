@@ -49,6 +49,8 @@ def curves(measured: Measurements) -> list[Curve]:
         if intervention.skip:
             name = "skip" if intervention.until is None else f"skip to {intervention.until - 1}"
             families.setdefault(name, []).append(intervention)
+        elif intervention.precision:
+            families.setdefault(intervention.precision, []).append(intervention)
         elif intervention.variant and measured.space.variants[intervention.variant][1] is None:
             families.setdefault(f"{intervention.variant}, {intervention.schedule}", []).append(
                 intervention

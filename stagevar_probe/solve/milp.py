@@ -1,10 +1,10 @@
 """Choose a plan: the fastest options whose measured losses stay within a budget, exactly.
 
 A multiple-choice knapsack with ordering constraints (METHODS section 4), as one mixed-integer
-linear programme. Five things are chosen: a guidance schedule, one *drop event* (guidance gone from
+linear programme. Six things are chosen: a guidance schedule, one *drop event* (guidance gone from
 scale k on, keeping one branch variant) or none, on how many tokens null runs before, any *skip
-events* (scales k to j - 1 not run) that do not touch, and a token option at every scale that is
-run.
+events* (scales k to j - 1 not run) that do not touch, from which scale on products run in fewer
+bits, if any, and a token option at every scale that is run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stagevar_runtime.errors import CalibrationError
 
-from .problem import FULL, SKIP, Choice, Drop, Problem, Skip, Solution, exact_plan
+from .problem import FEWER_BITS, FULL, SKIP, Choice, Drop, Problem, Skip, Solution, exact_plan
 
 __all__ = [
     "FULL",
@@ -46,6 +46,7 @@ class _Columns:
     guide: list[tuple[str, Drop | None]]
     skip: list[Skip]
     part: list[str]
+    bits: list[int]
     scale: list[tuple[int, int, str]]  # (k, rows, tokens), rows 0 for a skipped scale
     ms: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -54,7 +55,7 @@ class _Columns:
     @property
     def places(self) -> int:
         """Where the columns of scales begin."""
-        return len(self.guide) + len(self.skip) + len(self.part)
+        return len(self.guide) + len(self.skip) + len(self.part) + len(self.bits)
 
 
 def _columns(problem: Problem, gains: bool) -> _Columns:
@@ -83,21 +84,28 @@ def _columns(problem: Problem, gains: bool) -> _Columns:
     for name in part:
         x = problem.part_loss[name]
         table.append((0.0, count(x), x))
+    bits = sorted(problem.bits_loss)
+    for start in bits:
+        x = problem.bits_loss[start]
+        table.append((0.0, count(x), x))
     scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
     table += [(0.0, 0.0, 0.0)] * problem.scales
     for (k, rows, tokens), ms in problem.ms.items():
-        if tokens == FULL or tokens in part or (k, tokens) in problem.token_loss:
-            x = problem.token_loss.get((k, tokens), 0.0)
+        option = tokens.removesuffix(FEWER_BITS)
+        if option != tokens and not bits:
+            continue
+        if option == FULL or option in part or (k, option) in problem.token_loss:
+            x = problem.token_loss.get((k, option), 0.0)
             scale.append((k, rows, tokens))
             table.append((ms, count(x), x))
     ms_column, counted, raw = np.asarray(table).T
-    return _Columns(guide, skip, part, scale, ms_column, counted, raw)
+    return _Columns(guide, skip, part, bits, scale, ms_column, counted, raw)
 
 
 def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], ...]:
     """Rows of lower <= A x <= upper: one of each kind, and the ordering constraints."""
     g, s = len(columns.guide), len(columns.skip)
-    first = columns.places
+    first, e = columns.places, g + s + len(columns.part)  # scales and fewer bits begin there
     total = first + len(columns.scale)
     rows: list[NDArray[np.float64]] = []
     low: list[float] = []
@@ -116,8 +124,14 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
     add(one, 1, 1)
     parted = row()
     parted[:g] = [drop is not None and drop[1] in problem.apart for _, drop in columns.guide]
-    parted[g + s : first] = 1
+    parted[g + s : e] = 1
     add(parted, 0, 1)
+    if columns.bits:
+        event = row()
+        event[e:first] = 1
+        add(event, 0, 1)
+    names = np.array([tokens.removesuffix(FEWER_BITS) for _, _, tokens in columns.scale])
+    fewer = np.array([tokens.endswith(FEWER_BITS) for _, _, tokens in columns.scale])
     for k in range(problem.scales):
         dropped = np.array([drop is not None and drop[0] <= k for _, drop in columns.guide])
         starts = np.array([drop is not None and drop[0] == k for _, drop in columns.guide])
@@ -133,6 +147,13 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
         add(skip, 0, 0)  # skipped here exactly if a skip event spans k
         apart[g : g + s] = touches
         add(apart, 0, 1)  # two that touch are a longer one, which has a loss of its own
+        if columns.bits:
+            began = np.array([start <= k for start in columns.bits])
+            reached, before = row(), row()
+            reached[first:], reached[e:first] = here & fewer, -1.0 * began
+            add(reached, -1, 0)  # fewer bits need an event at or before k
+            before[first:], before[e:first] = here & (kinds > 0) & ~fewer, began
+            add(before, 0, 1)  # and all others none
         if problem.rows == 2:
             single[first:] = here & (kinds == 1)
             single[:g] = -1.0 * dropped
@@ -143,7 +164,6 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
             add(double, 0, 1)  # two rows need none
             order[:g], order[g : g + s] = starts, skipped
             add(order, 0, 1)  # dropping guidance of a skipped scale means nothing
-            names = np.array([tokens for _, _, tokens in columns.scale])
             for i, name in enumerate(columns.part):
                 own = here & (kinds == 2) & (names == name)
                 if own.any():
@@ -204,8 +224,8 @@ class _Model:
         g, s = len(columns.guide), len(columns.skip)
         schedule, drop = columns.guide[int(chosen[:g].argmax())]
         skips = tuple(columns.skip[i] for i in np.flatnonzero(chosen[g : g + s]))
-        first = columns.places
-        parts = [columns.part[i] for i in np.flatnonzero(chosen[g + s : first])]
+        first, e = columns.places, g + s + len(columns.part)
+        parts = [columns.part[i] for i in np.flatnonzero(chosen[g + s : e])]
         choices = []
         for i in np.flatnonzero(chosen[first:]):
             k, rows, tokens = columns.scale[i]
@@ -224,6 +244,7 @@ class _Model:
             float(columns.loss[chosen].sum()),
             budget,
             optimal=optimal,
+            bits=next((columns.bits[i] for i in np.flatnonzero(chosen[e:first])), None),
         )
 
     def fastest(self, budget: float) -> Solution | None:

@@ -16,6 +16,7 @@ from stagevar_runtime.errors import CalibrationError
 
 FULL = "full"  # the option that keeps all tokens and features; also the guidance before a drop
 SKIP = "skip"
+FEWER_BITS = ", fewer bits"  # behind an option's name: its products run in 8 bits
 
 Skip = tuple[int, int]  # (first scale skipped, first that runs again or the number of scales)
 Drop = tuple[int, str]  # (first scale without guidance, branch variant: "cond", "null@0.6", ...)
@@ -35,6 +36,9 @@ class Problem:
     ``schedules``: loss offset of every guidance schedule, the default first.
     ``part_loss[name]``: loss when null runs on part of the tokens at every scale that has an option
     of this name at 2 rows; ``apart``: drop variants that cannot follow it.
+    ``bits_loss[k]``: loss when products run in 8 bits from scale k on; then every scale takes
+    options whose names end in :data:`FEWER_BITS`, which cost what their ``ms`` say and lose what
+    they lose without.
     ``joint_loss[(schedule, k, variant)]``: measured loss of schedule and drop together, used in
     place of offset + drop loss (they are far from additive, METHODS section 7).
     Losses are absolute, in the metric's unit; below 0 means the option measured better.
@@ -49,6 +53,7 @@ class Problem:
     joint_loss: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
     schedule_ms: Mapping[str, float] = field(default_factory=dict)
     part_loss: Mapping[str, float] = field(default_factory=dict)
+    bits_loss: Mapping[int, float] = field(default_factory=dict)
     apart: frozenset[str] = frozenset()
     budget: float = 0.01
 
@@ -62,7 +67,9 @@ class Problem:
             raise CalibrationError("guidance losses were given, but no scale has a cost at 2 rows")
         places = [k for k, _, _ in self.ms] + [k for k, _ in self.drop_loss]
         places += [k for k, j in self.skip_loss for k in (k, j - 1)]
-        places += [k for k, _ in self.token_loss] + [k for _, k, _ in self.joint_loss]
+        places += [*self.bits_loss, *(k for k, _ in self.token_loss)] + [
+            k for _, k, _ in self.joint_loss
+        ]
         if not all(0 <= k < self.scales for k in places):
             raise CalibrationError(f"options name scales beyond {self.scales - 1}")
         if not {name for name, _, _ in self.joint_loss} <= set(self.schedules):
@@ -70,7 +77,7 @@ class Problem:
         figures = [*self.ms.values(), *self.drop_loss.values(), *self.token_loss.values()]
         figures += [*self.skip_loss.values(), *self.schedules.values()]
         figures += [*self.joint_loss.values(), *self.schedule_ms.values()]
-        figures += self.part_loss.values()
+        figures += [*self.part_loss.values(), *self.bits_loss.values()]
         if not all(isfinite(x) for x in figures):
             raise CalibrationError("costs and losses hold NaN or infinity, expected finite values")
 
@@ -93,7 +100,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one scale does. ``guidance`` is full, skip or a variant; ``rows`` 0 if skipped."""
+    """What one scale does. ``guidance`` is full, skip or a variant; ``rows`` 0 if skipped.
+    ``tokens``: its option, whose name says if its products run in fewer bits."""
 
     scale: int
     run: Literal["full", "skip"]
@@ -102,6 +110,16 @@ class Choice:
     tokens: str
     ms: float
 
+    @property
+    def option(self) -> str:
+        """The option's own name."""
+        return self.tokens.removesuffix(FEWER_BITS)
+
+    @property
+    def fewer_bits(self) -> bool:
+        """Whether products run in 8 bits."""
+        return self.tokens.endswith(FEWER_BITS)
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -109,6 +127,7 @@ class Solution:
 
     ``feasible`` False: nothing meets the budget, this is the exact path.
     ``optimal``: proved, to the solver's tolerance (a millionth of the largest option).
+    ``bits``: from which scale on products run in fewer, if from any.
     """
 
     choices: tuple[Choice, ...]
@@ -122,6 +141,7 @@ class Solution:
     budget: float
     feasible: bool = True
     optimal: bool = True
+    bits: int | None = None
 
     @property
     def speedup(self) -> float:

@@ -22,6 +22,7 @@ from stagevar_probe.measure.interventions import (
     SearchSpace,
     default_interventions,
     default_space,
+    fewest_bits,
     run_chunk,
 )
 from stagevar_probe.observe.observer import ExactObserver
@@ -32,6 +33,7 @@ from stagevar_runtime.loop.engine import Observer, generate, replay
 from stagevar_runtime.loop.plan import compile_plan, plan_for
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.options.precision import precisions_of
 from stagevar_runtime.profile import PlanStep, TokenOption
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
@@ -52,6 +54,7 @@ SPACE = SearchSpace(
         "projection": TokenOption(keep=0.5, select="projection", restore="cache"),
     },
     parts={"few": {2: 0.5, 3: 0.25}, "fewer": {3: 0.25}},
+    precision="int8",
 )
 INTERVENTIONS = [
     Intervention("constant 3", 0, "constant 3"),
@@ -60,6 +63,7 @@ INTERVENTIONS = [
     Intervention("joint delta", 2, "constant 3", "delta"),
     *(Intervention(f"{t} at {k}", k, tokens=t) for t in SPACE.tokens for k in (2, 3)),
     *(Intervention(name, min(part), part=name) for name, part in SPACE.parts.items()),
+    *(Intervention(f"int8 from {k}", k, precision="int8") for k in (0, 2)),
     Intervention("skip from 3", 3, skip=True),
     Intervention("skip from 1", 1, skip=True),
     Intervention("skip 1 to 2", 1, skip=True, until=3),
@@ -325,3 +329,24 @@ def test_observed_delta_is_what_the_delta_plan_does(tiny_var: VAR) -> None:
         want = js_divergence(exact.guided[k], delta.guided[k]).mean(1)
         got = observer.sensitivity[k]["delta"]
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-3)
+
+
+def test_products_in_fewer_bits_begin_at_every_scale_where_the_model_gains(
+    tiny_var: VAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = precisions_of(tiny_var)
+    monkeypatch.setattr(known, "hindrance", lambda kind: "slow")
+    assert fewest_bits(tiny_var) is None
+    monkeypatch.setattr(known, "hindrance", lambda kind: "")
+    assert fewest_bits(tiny_var) == "int8"
+    scales = tiny_var.scales()
+    space = default_space(tiny_var.info, SAMPLING, scales, "int8")
+    found = [a for a in default_interventions(space, scales) if a.precision]
+    assert [a.scale for a in found] == [0, 1, 2, 3]
+    steps = space.steps(found[2], len(scales))
+    assert steps == [PlanStep(scale=k, precision="int8") for k in (2, 3)]
+    assert not [
+        a
+        for a in default_interventions(default_space(tiny_var.info, SAMPLING, scales), scales)
+        if a.precision
+    ]

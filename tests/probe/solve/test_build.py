@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from small_measurements import ARMS, INFO, MENU, MS, SAMPLING, SCALES, TOKENS, measured, solution
 
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention
+from stagevar_probe.measure.measurements import Measurements
 from stagevar_probe.solve.build import problem_from, steps_of
 from stagevar_probe.solve.milp import solve
+from stagevar_probe.solve.problem import FEWER_BITS, FULL
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.loop.plan import compile_plan
 from stagevar_runtime.profile import PlanStep
@@ -40,6 +42,48 @@ def test_no_costs() -> None:
     made.costs = None
     with pytest.raises(CalibrationError, match="no costs"):
         problem_from(made, 0.1)
+
+
+def in_8_bits(begins: int) -> Measurements:
+    """With products in int8 from scale 2 and from scale 3 on, at half the time."""
+    made = measured(**{"int8 from 2": [0.98, 0.78], "int8 from 3": [1.0, 0.79]})
+    made.space = replace(MENU, precision="int8")
+    made.interventions = [
+        *ARMS,
+        *(Intervention(f"int8 from {k}", k, precision="int8") for k in (2, 3) if k >= begins),
+    ]
+    assert made.costs is not None
+    whole = {(k, rows, "int8"): ms / 2 for (k, rows, name), ms in MS.items() if name == FULL}
+    made.costs = replace(made.costs, ms=MS | whole)
+    return made
+
+
+def test_options_gain_by_fewer_bits_what_whole_scales_gain() -> None:
+    problem = problem_from(in_8_bits(2), 0.02)
+    assert problem.bits_loss == {2: pytest.approx(0.02), 3: pytest.approx(0.005)}
+    assert problem.ms[3, 1, "half" + FEWER_BITS] == MS[3, 1, "half"] / 2
+    assert problem.ms[2, 2, FULL + FEWER_BITS] == MS[2, 2, FULL] / 2
+
+
+def test_fewer_bits_are_chosen_where_they_fit_and_said_in_the_steps() -> None:
+    made = in_8_bits(2)
+    made.interventions = [a for a in made.interventions if a.precision]
+    generous = solve(problem_from(made, 0.03))
+    assert steps_of(generous, made) == (
+        PlanStep(scale=2, precision="int8"),
+        PlanStep(scale=3, precision="int8"),
+    )
+    assert generous.ms == sum(MS[k, 2, FULL] for k in (0, 1)) + (6 + 8) / 2
+    careful = solve(problem_from(made, 0.01))
+    assert steps_of(careful, made) == (PlanStep(scale=3, precision="int8"),)
+    assert steps_of(solve(problem_from(made, 0.0)), made) == ()
+
+
+def test_a_skipped_scale_has_no_precision() -> None:
+    chosen = solution(skip=(3, 4))
+    late = [replace(c, tokens=c.tokens + FEWER_BITS) if c.scale == 2 else c for c in chosen.choices]
+    steps = steps_of(replace(chosen, choices=tuple(late)), in_8_bits(2))
+    assert steps == (PlanStep(scale=2, precision="int8"), PlanStep(scale=3, run="skip"))
 
 
 @settings(max_examples=100, deadline=None)

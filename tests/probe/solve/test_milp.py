@@ -20,6 +20,7 @@ from stagevar_probe.solve.milp import (
     least_loss_per_speed,
     solve,
 )
+from stagevar_probe.solve.problem import FEWER_BITS
 from stagevar_runtime.errors import CalibrationError
 
 
@@ -44,11 +45,12 @@ def every_plan(problem, gains=False):
         return x if gains else max(x, 0)
 
     drops = {(k, v) for k, v in problem.drop_loss} | {(k, v) for _, k, v in problem.joint_loss}
-    for schedule, drop, skips, part in itertools.product(
+    for schedule, drop, skips, part, bits in itertools.product(
         problem.schedules,
         [None, *drops],
         sets_apart(problem.skip_loss),
         [None, *problem.part_loss],
+        [None, *problem.bits_loss],
     ):
         if part and drop and drop[1] in problem.apart:
             continue
@@ -66,12 +68,16 @@ def every_plan(problem, gains=False):
             continue
         base += [problem.skip_loss[skip] for skip in skips]
         base += [problem.part_loss[part]] if part else []
+        base += [problem.bits_loss[bits]] if bits is not None else []
         rows = {k: 1 if problem.rows == 1 or (drop and k >= drop[0]) else 2 for k in run}
         menus = [
             [
-                (cost, problem.token_loss.get((k, t), 0.0))
+                (cost, problem.token_loss.get((k, plain(t)), 0.0))
                 for (at, r, t), cost in problem.ms.items()
-                if at == k and r == rows[k] and allowed(problem, k, r, t, part)
+                if at == k
+                and r == rows[k]
+                and t.endswith(FEWER_BITS) == (bits is not None and k >= bits)
+                and allowed(problem, k, r, plain(t), part)
             ]
             for k in run
         ]
@@ -81,9 +87,13 @@ def every_plan(problem, gains=False):
             yield ms, sum(map(count, raw)), sum(raw)
 
 
+def plain(option):
+    return option.removesuffix(FEWER_BITS)
+
+
 def allowed(problem, k, rows, option, part):
     """Whether a scale that is run may have this option where ``part`` is guided."""
-    if rows == 2 and (k, 2, part) in problem.ms:
+    if rows == 2 and any((k, 2, f"{part}{end}") in problem.ms for end in ("", FEWER_BITS)):
         return option == part
     return option == FULL or (k, option) in problem.token_loss
 
@@ -109,6 +119,9 @@ def random_problem(seed, scales, tokens=2):
     for name in ("guided few", "guided none", "not measured"):
         for k in range(r.randint(0, scales), scales):
             ms[k, 2, name] = r.randint(1, 40)
+    for (k, rows, name), cost in list(ms.items()):
+        if r.random() < 0.7:
+            ms[k, rows, name + FEWER_BITS] = r.randint(1, cost + 2)
     pairs = [(k, v) for k in range(scales) for v in ("cond", "null") if r.random() < 0.7]
     return Problem(
         scales,
@@ -125,6 +138,7 @@ def random_problem(seed, scales, tokens=2):
         joint_loss={("constant", *pair): loss() for pair in pairs if r.random() < 0.5},
         schedule_ms={"constant": r.choice([0, 0, 3])},
         part_loss={name: loss() for name in ("guided few", "guided none")},
+        bits_loss={k: loss() for k in range(scales) if r.random() < 0.5},
         apart=frozenset({"null"}),
     )
 
@@ -157,10 +171,11 @@ def raw_loss(problem, plan):
         total = problem.joint_loss.get(both, added)
     total += sum(problem.skip_loss[skip] for skip in plan.skips)
     total += problem.part_loss.get(plan.part, 0)
+    total += problem.bits_loss.get(plan.bits, 0)
     return total + sum(
-        problem.token_loss[c.scale, c.tokens]
+        problem.token_loss[c.scale, c.option]
         for c in plan.choices
-        if c.tokens not in (FULL, "skip", plan.part)
+        if c.option not in (FULL, "skip", plan.part)
     )
 
 
@@ -323,6 +338,7 @@ def test_real_sizes_equal_dynamic_programming(seed):
         drop_loss=drops,
         joint_loss={},
         part_loss={},
+        bits_loss={},
         skip_loss={(9, 10): 0.05, (6, 8): 0.03, (3, 4): 0.01, (4, 5): 0.01},
     )
     for budget in (30, 60):

@@ -40,7 +40,7 @@ PROBE = (
     "validate",
     "compare evaluate bench",
     "report",
-    "calibrate",
+    "calibrate studio",
     "commands",
     "cli",
     "__init__",

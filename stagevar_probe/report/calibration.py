@@ -18,6 +18,7 @@ from ..measure.figures import Figures
 from ..measure.measurements import Measurements
 from . import plots
 from .calibration_figures import band, figures
+from .filmstrip import story
 from .html import ReportData, write_report
 from .verdict import plan_verdict, sentences, tag_tables
 
@@ -57,7 +58,10 @@ def report_data(
         facts=_facts(profile),
         loss_name=f"{job['metric']} lost",
         plans=_plan_rows(measured, profile),
-        figures=figures(measured, profile),
+        figures=[
+            *(story(pipeline.model, profile, inputs) if pipeline and inputs else ()),
+            *figures(measured, profile),
+        ],
         pictures=_pictures(profile, pipeline, inputs),
         pictures_title="",
         pictures_caption="Left: exact. Right: balanced. Same label, same seed.",

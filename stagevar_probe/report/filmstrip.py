@@ -12,11 +12,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from stagevar_runtime.model.protocol import ScaleSpec
+from stagevar_runtime.loop.engine import generate
+from stagevar_runtime.loop.plan import plan_for
+from stagevar_runtime.model.protocol import ScaleModel, ScaleSpec
+from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile import Stages
+from stagevar_runtime.profile import Profile, Stages
 
+from ..datasets.inputs import Inputs
 from ..observe.film import Film, Filming
+from .html import FigureData
 
 GAP, TOP, LEFT, UNDER = 6, 34, 92, 18  # pixels around the frames
 STAGES = ("semantic", "structure", "refinement")
@@ -82,7 +87,8 @@ def filmstrip(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{escape(said)}" '
-        f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
+        f'font-family="system-ui, sans-serif"><rect width="100%" height="100%" fill="#fff"/>'
+        f"{''.join(parts)}</svg>"
     )
 
 
@@ -104,7 +110,8 @@ def _frame(line: Row, i: int, x: float, y: float, side: int) -> str:
         )
     said = f"{ms:.1f} ms" if ms else ""
     return (
-        f'<image x="{x}" y="{y}" width="{side}" height="{side}" href="{data_uri(line.frames[i])}"/>'
+        f'<image x="{x}" y="{y}" width="{side}" height="{side}" '
+        f'href="{data_uri(line.frames[i], 2 * side)}"/>'
         f'<text x="{x}" y="{y + side + 13}" font-size="10" fill="{FAINT}">{said}</text>'
     )
 
@@ -119,9 +126,38 @@ def _boundary(i: int, name: str, step: int, height: int) -> str:
     return f'{line}<text x="{x + 4}" y="13" font-size="12" fill="{EDGE}">{name}</text>'
 
 
-def data_uri(image: Tensor) -> str:
-    """``(3, H, W)`` in [0, 1] as a PNG in an address."""
+def data_uri(image: Tensor, most: int | None = None) -> str:
+    """``(3, H, W)`` in [0, 1] as a PNG in an address, no side longer than ``most`` pixels."""
     pixels = (image.float().cpu().clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    picture, buffer = Image.fromarray(pixels), io.BytesIO()
+    if most is not None:
+        picture.thumbnail((most, most))
+    picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def story(
+    model: ScaleModel, profile: Profile, inputs: Inputs, name: str = "balanced"
+) -> list[FigureData]:
+    """The figure of a report: the first of ``inputs``, exact above and a plan of the profile below.
+
+    Nothing where the profile does not say how it was sampled, or has no such plan.
+    """
+    if profile.calibration is None or name not in profile.plans:
+        return []
+    one = inputs.chunk(0, 1)
+    sampling = Sampling(**profile.calibration.sampling_settings())
+    rows = []
+    for title, steps in (("exact", ()), (name, profile.plan(name).steps)):
+        watching, plan = Filming(), plan_for(model, steps, sampling)
+        made = generate(model, one.condition(model), plan, seed=list(one.seeds), observer=watching)
+        rows.append(row(title, watching.film(model, made)))
+    return [
+        {
+            "title": "The picture, scale by scale",
+            "svg": filmstrip(rows, model.scales(), profile.stages),
+            "caption": f"The canvas after every scale, {one.items[0]!r}, seed {one.seeds[0]}: "
+            f"exact above, {name} below. Dashed: where the profile's stages begin. Milliseconds "
+            "are of this one run at batch 1.",
+        }
+    ]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny_files import RED, write_infinity
 
-from stagevar_probe.report.filmstrip import Row, boundaries, filmstrip
+from stagevar_probe.datasets.inputs import balanced_labels
+from stagevar_probe.report.filmstrip import Row, boundaries, filmstrip, story
 from stagevar_probe.studio.session import OWN, Sliders, Studio, Wish
 from stagevar_runtime import ProfileError, StagevarError, load, load_profile
 from stagevar_runtime.model.protocol import ScaleSpec
@@ -130,3 +131,19 @@ def test_the_filmstrip_marks_stages_and_skips() -> None:
     assert not ET.fromstring(filmstrip(rows, scales)).findall(f"{SVG}line")
     both = Stages(structure=Boundary(scale=2), refinement=Boundary(scale=2))
     assert boundaries(both) == {0: "semantic", 2: "refinement"} and boundaries(None) == {}
+
+
+def test_the_report_has_the_filmstrip(calibrated: Path) -> None:
+    pipe = load(calibrated)
+    profile, model = pipe.profile, pipe.model
+    assert profile is not None
+    inputs = balanced_labels(model, 5, 0, True)
+    (figure,) = story(model, profile, inputs)
+    root = ET.fromstring(figure["svg"])
+    assert {"exact", "balanced"} <= {text.text for text in root.iter(f"{SVG}text")}
+    skipped = sum(step.run == "skip" for step in profile.plan("balanced").steps)
+    assert len(root.findall(f"{SVG}image")) == 8 - skipped
+    assert f"{inputs.items[0]!r}, seed {inputs.seeds[0]}" in figure["caption"]
+    assert story(model, profile, inputs, "no such plan") == []
+    report = calibrated.with_suffix(".stagevar.report.html").read_text(encoding="utf-8")
+    assert "The picture, scale by scale" in report

@@ -45,6 +45,7 @@ class Source:
     reopen: Callable[[], tuple[Checkpoint, Checkpoint]] | None = None
     shapes: dict[str, Tensor] = field(init=False, repr=False)
     hashes: tuple[str, frozenset[str]] | None = field(default=None, init=False, repr=False)
+    tokenizer: str = field(default="", init=False, repr=False)
     given: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,9 +90,16 @@ class Source:
     def hashed(self) -> tuple[str, frozenset[str]]:
         """Hash of the weights, and what earlier versions called it; read once."""
         if self.hashes is None:
-            tensors, unused = self._whole()[0].tensors, self.family.unused_tensors
+            opened, codes = self._whole()
+            tensors, unused = opened.tensors, self.family.unused_tensors
+            self.tokenizer = weights_hash(codes.tensors)
             self.hashes = weights_hash(whole(tensors, unused)), also_weights(tensors, unused)
         return self.hashes
+
+    def tokenizer_hash(self) -> str:
+        """Hash of the image tokenizer."""
+        self.hashed()
+        return self.tokenizer
 
     def save(self, folder: Path) -> Path:
         """Copy the files into an empty ``folder``, under names that :func:`load` finds again.

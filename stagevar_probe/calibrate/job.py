@@ -34,6 +34,7 @@ from ..validate.verdict import Verdict
 from .clock import Clock, default_seconds
 from .directions import Directions
 from .forecast import Work, exact_seconds, interventions_work
+from .identity import identity
 from .measuring import Measuring
 from .meeting import meet_speed
 from .processes import ALONE, Processes
@@ -175,7 +176,8 @@ class CalibrationJob:
 
     def _marked(self) -> dict[str, Any]:
         marked = {k: v for k, v in self.description().items() if k != "hardware"}
-        return {**marked, "seconds": self.settings.seconds}
+        own = identity(self.pipeline, self.materials.quality, self.materials.inputs)
+        return {**marked, "seconds": self.settings.seconds, **own}
 
     def _begin(self) -> float:
         """Start the clock, say how long it runs; seconds of one image by the exact path."""

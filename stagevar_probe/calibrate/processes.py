@@ -17,6 +17,9 @@ import torch.distributed as dist
 
 from stagevar_runtime.errors import CalibrationError
 
+SET = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, beside WORLD_SIZE
+ARRIVAL = timedelta(seconds=20)  # processes of one start come within seconds
+_stores: list[dist.TCPStore] = []
 PATIENCE = timedelta(days=1)  # pieces of a job may differ by hours; a dead process is noticed
 
 
@@ -61,8 +64,8 @@ ALONE = Processes()
 
 def local_device() -> str | None:
     """The device of this process where torchrun started several on a machine with GPUs."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    if _number("WORLD_SIZE", 1) > 1 and torch.cuda.is_available():
+        return f"cuda:{_number('LOCAL_RANK', 0) % torch.cuda.device_count()}"
     return None
 
 
@@ -71,15 +74,65 @@ def joined() -> Iterator[Processes]:
     """The processes that torchrun started together; alone without it.
 
     gloo between CPUs, nccl between GPUs.
+
+    Raises:
+        CalibrationError: what torchrun sets is missing or no number, or the others do not come.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    count = _number("WORLD_SIZE", 1)
+    if count == 1:
         yield ALONE
         return
+    missing = [name for name in SET if not os.environ.get(name)]
+    if missing:
+        raise CalibrationError(
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start the processes with "
+            "torchrun --nproc-per-node N -m stagevar_probe, or unset WORLD_SIZE"
+        )
+    _number("RANK", 0)
+    _number("MASTER_PORT", 0)
     device = local_device()
     if device is not None:
         torch.cuda.set_device(device)
+    _meet(count)
     dist.init_process_group("gloo" if device is None else "nccl", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    """A number that torchrun sets; empty is as unset."""
+    said = os.environ.get(name, "").strip()
+    if not said:
+        return default
+    if not said.isdecimal() or len(said) > 6:
+        raise CalibrationError(f"{name} is {said!r}, expected a number, as torchrun sets it")
+    return int(said)
+
+
+def _meet(count: int) -> None:
+    """See that all processes are there before they wait for each other for hours.
+
+    Raises:
+        CalibrationError: one has not come within :data:`ARRIVAL`.
+    """
+    rank = _number("RANK", 0)
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            _number("MASTER_PORT", 0),
+            is_master=rank == 0 and not agent,
+            timeout=ARRIVAL,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        store.set(f"stagevar/{rank}", "here")
+        store.wait([f"stagevar/{other}" for other in range(count)], ARRIVAL)
+    except (RuntimeError, ValueError) as error:
+        raise CalibrationError(
+            f"process {rank} of {count}: the others did not come within "
+            f"{ARRIVAL.seconds} s. Start all of them, or unset WORLD_SIZE"
+        ) from error
+    _stores.append(store)  # it serves the others as long as it lives

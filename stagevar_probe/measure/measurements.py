@@ -208,6 +208,11 @@ def write_json(path: Path, data: Any) -> None:
     write_whole(path, json.dumps(_rounded(data), separators=(",", ":")).encode())
 
 
+def as_written(data: Any) -> Any:
+    """``data`` as it is after it was written and read again."""
+    return json.loads(json.dumps(_rounded(data)))
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
@@ -216,7 +221,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CalibrationError(f"{path}: cannot be read as measurements ({error})") from error
 
 

@@ -104,7 +104,7 @@ def run(checkpoint: Path, output: Path, count: int, dying: int | None = None) ->
     output.parent.mkdir(exist_ok=True)
     port = free_port()
     started = [
-        start(checkpoint, output, r, count, port, **({"DIES_AT": "0"} if r == dying else {}))
+        start(checkpoint, output, r, count, port, **({"DIES_AT": "1"} if r == dying else {}))
         for r in range(count)
     ]
     return [(p.returncode, out, err) for p in started for out, err in [p.communicate(timeout=120)]]

@@ -5,7 +5,7 @@ PACKAGES := stagevar_runtime stagevar_probe
 T2I := scenes/scenes
 SHARD := runs/pictures.zip
 
-.PHONY: venv demo demo-t2i test lint pages clean bench-gpu profile-gpu shard train-gpu after-gpu rehearse
+.PHONY: venv demo demo-t2i profiles test lint pages clean bench-gpu profile-gpu shard train-gpu after-gpu rehearse
 
 venv: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ demo-t2i: venv
 	@echo "profile   demo/$(T2I).stagevar.yaml"
 	@echo "report    demo/$(T2I).stagevar.report.html"
 	@echo "sheet     demo/t2i_sheet.png (exact above, accelerated below)"
+
+# The profiles, measurements and reports that ship beside the reference checkpoints.
+profiles: venv
+	$(BIN)/stagevar-probe calibrate checkpoints/fashion/var_fashion.pth --guidance 3 || test $$? = 5
+	$(BIN)/stagevar-probe calibrate checkpoints/scenes/scenes.safetensors || test $$? = 5
 
 # pytest's own summary is the last line: coverage reports before it.
 test: venv

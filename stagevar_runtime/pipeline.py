@@ -27,7 +27,7 @@ from .model.protocol import Conditioning, ScaleModel
 from .model.sampling import Sampling
 from .model.surroundings import undisturbed
 from .options.low_rank import low_rank_of
-from .options.precision import precisions_of
+from .options.precision import dtype_notes, precisions_of
 from .planned import Planned
 from .source import Source
 from .summary import Summary, memory_use, summary_row
@@ -197,6 +197,7 @@ class Pipeline(Planned, DiffusersStyle):
         batch = last.images.shape[0] if last else 1
         notes = [*self.model.info.notes, *self.notes]
         notes += self.fast.notes()
+        notes += dtype_notes(self.model.device, self.model.dtype)
         if self.plan_name == EXACT and self.profile is None:
             notes.append("no profile: the exact path runs")
         if self.plan_name != EXACT and self._changes_nothing():

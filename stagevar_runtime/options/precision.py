@@ -169,3 +169,11 @@ def precisions_of(model: ScaleModel) -> Precisions:
     found = model.precisions
     assert isinstance(found, Precisions), "this family's layers cannot be quantised"
     return found
+
+
+def dtype_notes(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Says so where a CPU computes a bfloat16 model no faster than a float32 one."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return []
+    why = obstacle("bfloat16", device, torch.float32)
+    return [f"bfloat16 is no gain on this processor: {why}"] if why else []

@@ -205,3 +205,14 @@ def test_a_pipeline_emulates_by_choice_only() -> None:
     pipeline = load(CHECKPOINT, profile=None)
     pipeline.enable([PlanStep(scale=6, precision="fp8")])
     assert "not fp8: there is no kernel for it on cpu" in str(pipeline.summary())
+
+
+def test_a_processor_without_bfloat16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "obstacle", lambda *_: "256 rows run at 0.5x of float32 here")
+    cpu = torch.device("cpu")
+    (said,) = module.dtype_notes(cpu, torch.bfloat16)
+    assert "no gain" in said and "0.5x" in said
+    assert module.dtype_notes(cpu, torch.float32) == []
+    assert module.dtype_notes(torch.device("cuda"), torch.bfloat16) == []
+    monkeypatch.setattr(module, "obstacle", lambda *_: "")
+    assert module.dtype_notes(cpu, torch.bfloat16) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from .model.sampling import Sampling
 from .options.layers import forget, stand_ins
 from .options.low_rank import Bases, bases_path, low_rank_of
 from .profile.discovery import VARIABLE, Found, check_match, find_profile, profile_path
-from .profile.files import load_profile
+from .profile.files import load_profile, plan_steps
 from .profile.fingerprint import (
     Fingerprint,
     joined,
@@ -137,15 +137,15 @@ class Planned:
 
     def enable(
         self,
-        plan: str | Sequence[PlanStep] | None = None,
+        plan: str | Sequence[PlanStep | Mapping[str, Any]] | None = None,
         profile: str | Path | Profile | None = None,
     ) -> Self:
         """Accelerate: a plan of the profile, a preset, or one's own steps.
 
         Args:
             plan: a name in the profile (None: its default), a preset
-                (``profile/presets.py``), or plan steps. A profile's own name
-                wins over a preset's.
+                (``profile/presets.py``), ``exact``, or plan steps, as dicts too.
+                A profile's own name wins over a preset's.
             profile: a profile to use instead of the one found.
 
         Raises:
@@ -153,8 +153,10 @@ class Planned:
         """
         if profile is not None:
             self.use_profile(profile)
+        if plan == EXACT and not (self.profile and EXACT in self.profile.plans):
+            return self.disable()
         if plan is not None and not isinstance(plan, str):
-            self._set(tuple(plan), "custom")
+            self._set(plan_steps(plan), "custom")
         elif self.profile is not None and (plan is None or plan in self.profile.plans):
             name = plan or self.profile.default_plan
             self._set(tuple(self.profile.plan(name).steps), name)

@@ -15,7 +15,7 @@ from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.pipeline import Pipeline
 
 from ..files import check_writable
-from ..report.contact_sheet import contact_sheet, save_png
+from ..report.contact_sheet import check_format, contact_sheet, save_picture
 from .options import ModelOptions, Printer, model_options, printing
 from .parameters import BATCH, CHECKPOINT, FILE
 
@@ -52,6 +52,7 @@ def generate(
 ) -> int:
     """Generate pictures with CHECKPOINT, accelerated by the profile beside it."""
     check_writable(output)
+    check_format(output)
     wanted = "auto" if profile is None else profile
     pipeline = options.load(checkpoint, None if plan == EXACT else wanted, strict)
     if plan not in (None, EXACT):
@@ -63,7 +64,7 @@ def generate(
     if compare and summary.plan != EXACT:
         pipeline.disable()
         rows.insert(0, torch.cat([m.images for m in drawn(pipeline, options, inputs)]))
-    save_png(contact_sheet(rows), output)
+    save_picture(contact_sheet(rows), output)
     result = {
         "output": str(output),
         "images": len(inputs),

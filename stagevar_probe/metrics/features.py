@@ -114,7 +114,11 @@ def with_reference(features: Features, folder: Path) -> Features:
     Raises:
         CalibrationError: fewer than two pictures, one that cannot be read or has another size.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(
+        path
+        for path in folder.glob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if len(paths) < 2:
         raise CalibrationError(
             f"{folder}: {len(paths)} pictures in it ({', '.join(SUFFIXES)}), expected 2 or more"
@@ -141,7 +145,15 @@ def with_reference(features: Features, folder: Path) -> Features:
 def _pixels(path: Path) -> Tensor:
     try:
         with Image.open(path) as picture:
-            values = np.asarray(picture.convert("RGB"), dtype=np.float32)
+            if picture.mode.startswith(("I", "F")):  # 16 bits: converting would cut them off
+                deep = np.asarray(picture, dtype=np.float32)
+                if picture.mode == "F" or deep.max(initial=0) > 65535:
+                    raise CalibrationError(
+                        f"{path}: is a picture of mode {picture.mode}, expected 8 or 16 bits"
+                    )
+                values = np.repeat(deep[..., None] / 257, 3, axis=2)
+            else:
+                values = np.asarray(picture.convert("RGB"), dtype=np.float32)
     except (OSError, UnidentifiedImageError) as error:
         raise CalibrationError(f"{path}: cannot be read as a picture ({error})") from error
     return torch.from_numpy(values / 255).permute(2, 0, 1)

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stagevar_runtime.errors import StagevarError
+
 from ..files import write_whole
 
 GAP = 2
@@ -37,9 +39,35 @@ def contact_sheet(rows: Sequence[Tensor], columns: int = 16, smallest: int = 64)
     return torch.cat(lines, 1)
 
 
-def save_png(sheet: Tensor, path: Path) -> None:
-    """Write ``(3, H, W)`` in [0, 1] as PNG, whole or not at all."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def check_format(path: Path) -> str:
+    """The format that a name's suffix asks for.
+
+    Raises:
+        StagevarError: another than PNG, JPEG and WebP.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return "PNG"  # a device or pipe says nothing
+    found = FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise StagevarError(
+            f"{path}: got the suffix {path.suffix or 'none'}, expected one of {', '.join(FORMATS)}"
+        )
+    return found
+
+
+def save_picture(sheet: Tensor, path: Path) -> None:
+    """Write ``(3, H, W)`` in [0, 1] in the format of the suffix, whole or not at all.
+
+    Raises:
+        StagevarError: another suffix, or values that are not finite.
+    """
+    kind = check_format(path)
+    if not bool(sheet.isfinite().all()):
+        raise StagevarError(f"{path}: the pictures are not finite, nothing was written")
     pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format=kind, **({} if kind == "PNG" else {"quality": 95}))
     write_whole(path, buffer.getvalue())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ from pydantic import ValidationError
 
 from ..errors import ProfileError
 from ..files import write_whole
-from .schema import (
-    Profile,
-)
+from .schema import PlanStep, Profile
 from .strict_yaml import dump_yaml, read_yaml
 
 SCHEMA_VERSION = 2
@@ -72,6 +70,21 @@ def parse_profile(text: str, source: str | Path = "<profile>") -> Profile:
         return Profile.model_validate(_tuples(data, source), strict=True)
     except ValidationError as error:
         raise ProfileError(f"{source}: {_explain(error, data)}") from error
+
+
+def plan_steps(given: Any) -> tuple[PlanStep, ...]:
+    """Plan steps from steps or dicts of their fields. Raises ProfileError naming the step."""
+    if isinstance(given, (PlanStep, Mapping)) or not isinstance(given, Iterable):
+        raise ProfileError(f"got the plan {given!r:.60}, expected a name or a list of steps")
+    steps = []
+    for k, step in enumerate(given):
+        try:
+            if not isinstance(step, PlanStep):
+                step = PlanStep.model_validate(_tuples(step, f"step {k}"), strict=True)
+        except ValidationError as error:
+            raise ProfileError(f"step {k}: {_explain(error, step)}") from error
+        steps.append(step)
+    return tuple(steps)
 
 
 def dump_profile(profile: Profile) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stagevar_probe.files import check_writable, write_whole
 from stagevar_probe.progress import meter
-from stagevar_probe.report.contact_sheet import GAP, contact_sheet, save_png
+from stagevar_probe.report.contact_sheet import GAP, contact_sheet, save_picture
 from stagevar_runtime.errors import StagevarError
 
 
@@ -66,13 +66,13 @@ def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
 
 def test_png_holds_the_pixels(tmp_path: Path) -> None:
     sheet = torch.rand(3, 5, 7)
-    save_png(sheet, tmp_path / "a.png")
+    save_picture(sheet, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image)
     np.testing.assert_array_equal(pixels, (sheet.permute(1, 2, 0) * 255).round().byte().numpy())
     with pytest.raises(StagevarError, match="cannot be written"):
-        save_png(sheet, tmp_path / "none" / "a.png")
+        save_picture(sheet, tmp_path / "none" / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

@@ -202,9 +202,13 @@ DTYPES = {
 def checked_device(device: str | int | torch.device | None) -> torch.device:
     """A device that is there; None is CUDA where there is one, else the CPU.
 
+    ``torch.device("meta")``, never as text, gives a model that can be counted and not run.
+
     Raises:
         StagevarError: no such device.
     """
+    if device == torch.device("meta"):
+        return torch.device("meta")
     if isinstance(device, bool) or not isinstance(device, (str, int, torch.device, type(None))):
         raise StagevarError(f"got device {shown(device)}, expected cpu, cuda or cuda:NUMBER")
     try:

@@ -84,7 +84,7 @@ def describe_measurements(path: Path) -> Described:
 def describe_checkpoint(path: Path, tokenizer: Path | None, dtype: str | None) -> Described:
     """Of a checkpoint: family, shape, scales, fingerprint, and the memory of its plans."""
     wanted = DTYPES[dtype] if dtype else torch.bfloat16 if torch.cuda.is_available() else None
-    pipeline = load(path, tokenizer, device="meta", dtype=wanted, profile=None)
+    pipeline = load(path, tokenizer, device=torch.device("meta"), dtype=wanted, profile=None)
     info, scales = pipeline.model.info, pipeline.model.scales()
     device, room = device_memory()
     table = memory_table(pipeline)

@@ -36,7 +36,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_what_is_counted_is_what_is_held(checkpoint: Path, name: str, batch: int) -> None:
-    blank = load(checkpoint, device="meta", profile=None).model
+    blank = load(checkpoint, device=torch.device("meta"), profile=None).model
     pipe = load(checkpoint, profile=None)
     if PLANS[name]:
         pipe.enable(PLANS[name])

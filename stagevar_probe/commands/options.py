@@ -154,7 +154,8 @@ class ModelOptions:
             tags = prompt_tags(own)
             found, name = race_or_proof(split_prompts(own, True), purpose), own.name
         else:
-            made = template_prompts(purpose, TEMPLATES)
+            known = {*builtin_prompts(False), *builtin_prompts(True)}
+            made = template_prompts(purpose, TEMPLATES, known)
             tags, name = {text: kind for kind, text in made}, "builtin-templates"
             found = [text for _, text in made]
         drawn = supply(name, found, purpose, seed, pipeline.read_condition)

@@ -7,6 +7,8 @@ None of them is among the prompts that a plan is chosen with (``builtin.jsonl``)
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
+from itertools import cycle, islice
 
 from ..supply import Purpose
 
@@ -40,20 +42,28 @@ KINDS = (
     *("single_object", "two_object", "counting", "colors", "position", "color_attr"),
     *("scene", "style"),
 )
+TRIES = 20  # draws after which a kind has run out of new prompts
 MARKS: dict[str, str] = {"race": "race", "proof": "held out"}
 
 
-def template_prompts(purpose: Purpose, count: int) -> list[tuple[str, str]]:
-    """``count`` pairs of kind and prompt, the kinds in turn; a purpose shares none with another."""
-    rng, seen = random.Random(MARKS[purpose]), set[str]()
+def template_prompts(
+    purpose: Purpose, count: int, known: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """``count`` pairs of kind and prompt, the kinds in turn; a purpose shares none with another.
+
+    ``known``: prompts to leave out. A kind that runs out of new ones repeats some: every input has
+    a seed of its own.
+    """
+    rng, seen = random.Random(MARKS[purpose]), set(known)
+    words = THINGS[purpose == "race" :: 2]  # a single thing has few prompts: each its own words
     out: list[tuple[str, str]] = []
-    while len(out) < count:
-        kind = KINDS[len(out) % len(KINDS)]
-        # a single thing has few prompts: each purpose has every other word of its own
-        text = _prompt(kind, THINGS[purpose == "race" :: 2], rng)
-        if text not in seen or kind == "single_object":
-            seen.add(text)
-            out.append((kind, text))
+    for kind in islice(cycle(KINDS), count):
+        drawn = (_prompt(kind, words, rng) for _ in range(TRIES))
+        text = next((text for text in drawn if text not in seen), None)
+        while text is None or text in known:
+            text = _prompt(kind, words, rng)
+        seen.add(text)
+        out.append((kind, text))
     return out
 
 
@@ -65,7 +75,7 @@ def _prompt(kind: str, things: tuple[str, ...], rng: random.Random) -> str:
     if kind == "two_object":
         return f"a photo of {_a(one)} and {_a(other)}"
     if kind == "counting":
-        return f"a photo of {rng.choice(NUMBERS)} {_plural(one)}"
+        return f"a photo of {rng.choice(NUMBERS)} {_plural(one)} {rng.choice(SETTINGS)}"
     if kind == "colors":
         return f"a photo of {_a(f'{color} {one}')}"
     if kind == "position":

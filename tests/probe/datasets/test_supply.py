@@ -48,10 +48,11 @@ def test_of_held_out_lines_a_quarter_races() -> None:
 
 
 def test_built_in_prompts_are_many_and_apart() -> None:
-    race, proof = (template_prompts(purpose, 2000) for purpose in ("race", "proof"))
-    assert len({text for _, text in proof}) >= 1900
     known = {*builtin_prompts(False), *builtin_prompts(True)}
+    race, proof = (template_prompts(purpose, 2000, known) for purpose in ("race", "proof"))
+    assert len({text for _, text in proof}) >= 1900
     assert not {text for _, text in race} & {text for _, text in proof}
     assert not {text for _, text in (*race, *proof)} & known
     assert [kind for kind, _ in proof[:8]] == list(KINDS)
-    assert proof[:50] == template_prompts("proof", 50)
+    assert proof[:50] == template_prompts("proof", 50, known)
+    assert len(template_prompts("race", 20_000)) == 20_000  # kinds run out, the supply does not

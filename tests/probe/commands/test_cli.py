@@ -365,6 +365,9 @@ def bad_checkpoint(kind: str, good: Path) -> Path:
     return path
 
 
+OUTPUT = {"calibrate": ".yaml", "generate": ".png"}
+
+
 @pytest.mark.parametrize("command", ["generate", "calibrate", "inspect"])
 @pytest.mark.parametrize(
     ("kind", "code", "expected"),
@@ -386,7 +389,7 @@ def test_bad_checkpoints(
 ) -> None:
     path = bad_checkpoint(kind, tiny_files)
     before = sorted(tiny_files.parent.iterdir())
-    options = () if command == "inspect" else ("-o", tiny_files.with_name("out"))
+    options = () if command == "inspect" else ("-o", tiny_files.with_name(f"out{OUTPUT[command]}"))
     said = refused(invoke(command, path, *options), code)
     assert expected in said and path.name in said
     assert sorted(tiny_files.parent.iterdir()) == before  # nothing ran, nothing was left behind

@@ -135,12 +135,12 @@ def _load(
             f"expected {', '.join(family.options) or 'none'}"
         )
     check_finite(opened.tensors, opened.path, skip=family.unused_tensors)
-    check_finite(codes.tensors, codes.path)
     again = partial(_opened, checkpoint, codes.path, select, codes.path == opened.path)
     source = Source(family, opened, codes, options, again)
     if profile is not None:
         source.hashed()  # while the weights are in memory
     model = source.build(device, dtype)
+    check_finite(codes.tensors, codes.path)  # once it is known to be a tokenizer
     encode = (
         text_encoder
         if callable(text_encoder) or model.info.classes

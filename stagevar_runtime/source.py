@@ -216,7 +216,7 @@ def checked_device(device: str | int | torch.device | None) -> torch.device:
         found = torch.device(f"cuda:{device}" if isinstance(device, int) else device or chosen)
     except RuntimeError as error:
         raise StagevarError(f"got device {device!r}, expected cpu, cuda or cuda:NUMBER") from error
-    if found.type not in (*KINDS, "meta"):  # on meta nothing runs: memory is counted there
+    if found.type not in KINDS:
         raise StagevarError(f"got device {str(found)!r}, expected one of {', '.join(KINDS)}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise StagevarError(

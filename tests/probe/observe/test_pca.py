@@ -218,7 +218,8 @@ def test_calibration_ships_what_its_plans_need(with_features: Path, pipeline: Pi
     assert {"pca 32 at 3", "pca 16 at 2"} <= measured.smooth.keys()
     assert (3, 2, "pca 16") in measured.costs.ms  # type: ignore[union-attr]
     model = pipeline.model
-    assert measured.space == default_space(model.info, pipeline.sampling(), model.scales())
+    space = replace(measured.space, precision=None)  # what is fast depends on the processor
+    assert space == default_space(model.info, pipeline.sampling(), model.scales())
 
 
 def test_plans_without_directions_leave_no_file(tmp_path: Path, pipeline: Pipeline) -> None:

@@ -65,7 +65,7 @@ try:
         printer = Printer(quiet=not processes.first)
         job = prepare(
             checkpoint, ModelOptions(batch=2, device="cpu"), TargetOptions((0.3,)),
-            Outputs.beside(checkpoint, output), Effort(300.0, 6, 8, None, True), processes, tools,
+            Outputs.beside(checkpoint, output), Effort(3000.0, 6, 8, None, True), processes, tools,
         )
         materials = replace(job.materials, quality=Dying())
         job = CalibrationJob(job.pipeline, materials, job.settings, job.outputs, processes, tools)

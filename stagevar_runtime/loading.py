@@ -134,13 +134,13 @@ def _load(
             f"the {family.family} family has no option {sorted(unknown)}, "
             f"expected {', '.join(family.options) or 'none'}"
         )
-    check_finite(opened.tensors, opened.path, skip=family.unused_tensors)
+    for part in (opened, codes):
+        check_finite(part.tensors, part.path, skip=family.unused_tensors)
     again = partial(_opened, checkpoint, codes.path, select, codes.path == opened.path)
     source = Source(family, opened, codes, options, again)
     if profile is not None:
         source.hashed()  # while the weights are in memory
     model = source.build(device, dtype)
-    check_finite(codes.tensors, codes.path)  # once it is known to be a tokenizer
     encode = (
         text_encoder
         if callable(text_encoder) or model.info.classes

@@ -294,8 +294,3 @@ def _uri(canvas: Image.Image) -> str:
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def picture_strip(exact: Tensor, fast: Tensor, gap: int = 2) -> list[str]:
-    """:func:`picture_pair` of every pair of two batches ``(n, 3, H, W)``."""
-    return [picture_pair(a, b, gap) for a, b in zip(exact, fast, strict=True)]

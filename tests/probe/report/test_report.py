@@ -67,7 +67,7 @@ drawn = functools.cache(draw)
 def sample() -> ReportData:
     """A whole report with made-up numbers."""
     pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    pairs = plots.picture_strip(pictures, pictures.flip(-1))
+    pairs = [plots.picture_pair(a, a.flip(-1)) for a in pictures]
     return {
         "title": "var-tiny",
         "subtitle": "Acceleration profile, measured on 64 + 64 prompts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-GENERATIONS = 5500  # of the exact path: the default time, where that is within the limits
+GENERATIONS = 5000  # of the exact path: the default time, where that is within the limits
 SHORTEST = 180.0  # seconds
 LONGEST = {"cpu": 390.0, "cuda": 900.0}
 MEASURED, COOLED, RACED = 0.28, 0.38, 0.55  # shares at which measuring, trying, racing end

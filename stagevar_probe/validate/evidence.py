@@ -13,7 +13,7 @@ from ..datasets.inputs import Inputs
 from ..intervals import Interval
 from ..measure.validation import BudgetEvidence, Evidence
 from .run import Batch, per_image
-from .sequential import NORMAL, Control, inputs_needed, paired_bounds
+from .sequential import NORMAL, Control, paired_bounds
 from .verdict import UNPROVEN, Budget, together
 
 Seen = Sequence[tuple[Inputs, Batch]]
@@ -71,7 +71,7 @@ def evidence_of(
                     budget.tag,
                     bounds,
                     budget.verdict(bounds),
-                    inputs_needed(losses, critical, budget.limit),
+                    budget.inputs_needed(bounds, len(losses)),
                 )
             )
         else:

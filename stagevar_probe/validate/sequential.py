@@ -172,16 +172,3 @@ def _student(z: float, n: int) -> float:
     from scipy.stats import t
 
     return float(t.isf(max(NORMAL.cdf(-z), 1e-12), n - 1))
-
-
-def inputs_needed(losses: ArrayLike, critical: float, limit: float) -> int | None:
-    """How many inputs in all would put the upper end at ``limit``, if all goes on like this.
-
-    None where the mean is not below the limit: more inputs would not show it.
-    """
-    found = np.asarray(losses, dtype=np.float64)
-    room = limit - float(found.mean())
-    if room <= 0:
-        return None
-    unit = math.sqrt(float(((found - found.mean()) ** 2).mean()) + 2 / (len(found) + 2))
-    return max(len(found), math.ceil((critical * unit / room) ** 2))

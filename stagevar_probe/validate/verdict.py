@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,13 @@ class Budget:
         if bounds.mean <= self.max_loss and bounds.high <= self.limit:
             return True
         return UNPROVEN
+
+    def inputs_needed(self, bounds: Interval, count: int) -> int | None:
+        """How many inputs in all would show that the budget is kept, if all goes on as on
+        ``count``: the ends close in with the root of the inputs. None where more would not."""
+        if bounds.mean > self.max_loss:
+            return None
+        return math.ceil(count * ((bounds.high - bounds.mean) / (self.limit - bounds.mean)) ** 2)
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:

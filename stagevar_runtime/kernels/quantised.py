@@ -9,10 +9,12 @@ token with NaN or an infinity leaves as a row that is not finite, a token of zer
 
 Each kind has a definition in plain PyTorch, :func:`emulated`, which runs everywhere at no gain, and
 a kernel: on a CPU oneDNN's products of packed int8 or bfloat16 weights, on CUDA
-``torch._scaled_mm`` by rows. :func:`obstacle` says whether the kernel agrees with the definition
-here and is faster than the product it stands for, which it times once in a process: no table of
-processors. The operators of PyTorch's eager quantisation (``torch.ao``) are as fast, but deprecated
-and one step for all tokens; ``qlinear_pointwise`` is what its compiler emits.
+``torch._scaled_mm`` by rows. Processors without an instruction for sums of four products add pairs
+in 16 bits, which overflow: there weights have 7 bits (:func:`weight_levels`), and sums are exact
+again. :func:`obstacle` says whether the kernel agrees with the definition here and is faster than
+the product it stands for, which it times once in a process: no table of processors. The operators
+of PyTorch's eager quantisation (``torch.ao``) are as fast, but deprecated and one step for all
+tokens; ``qlinear_pointwise`` is what its compiler emits.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .product import Product
 Precision = Literal["int8", "fp8", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MOST = {"int8": 127.0, "fp8": 448.0}  # the largest number of each kind
+SEVEN_BITS = 63.0
 LEAST = 1e-30  # in the place of the largest |x| of a token, so that zeros divide
 FASTER = 1.1  # times, at least, or a kernel is no gain
 TRIAL = (256, 1024, 1024)  # rows, inputs and outputs of the product that is timed
@@ -47,9 +50,10 @@ class Quantised(NamedTuple):
     step: Tensor
 
 
-def quantise(x: Tensor, kind: Precision) -> Quantised:
-    """Every row of ``x`` ``(..., d)`` to ``kind`` by its own largest magnitude."""
-    x, most = x.float(), MOST[kind]
+def quantise(x: Tensor, kind: Precision, most: float | None = None) -> Quantised:
+    """Every row of ``x`` ``(..., d)`` to ``kind`` by its own largest magnitude, which becomes
+    ``most``: the largest number of the kind, or a smaller one."""
+    x, most = x.float(), most or MOST[kind]
     largest = x.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
     scaled = x * (most / largest)
     if kind == "int8":
@@ -69,11 +73,16 @@ def prepared(weight: Tensor, bias: Tensor | None, kind: Precision) -> Product:
 
 
 class emulated:
-    """The definition of a product in ``kind``: the same rounding, computed in float32."""
+    """The definition of a product in ``kind``: the same rounding, computed in float32.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Precision) -> None:
+    ``most``: what the largest weight of a channel becomes, if not the largest number of the kind.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, kind: Precision, most: float | None = None
+    ) -> None:
         self.kind, self.bias = kind, None if bias is None else bias.detach().float()
-        self.weight = _rounded(weight.detach(), kind)
+        self.weight = _rounded(weight.detach(), kind, most)
 
     @property
     def nbytes(self) -> int:
@@ -85,19 +94,19 @@ class emulated:
         return (F.gelu(y, approximate="tanh") if gelu else y).to(x.dtype)
 
 
-def _rounded(x: Tensor, kind: Precision) -> Tensor:
+def _rounded(x: Tensor, kind: Precision, most: float | None = None) -> Tensor:
     """What ``kind`` keeps of the rows of ``x``, float32."""
     if kind == "bfloat16":
         return x.bfloat16().float()
-    values, step = quantise(x, kind)
+    values, step = quantise(x, kind, most)
     return values.float() * step
 
 
 class OneDNN8:
     """int8 on a CPU: packed weights; sums in int32, scaled to float32 by oneDNN."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        values, step = quantise(weight, "int8")
+    def __init__(self, weight: Tensor, bias: Tensor | None, most: float | None = None) -> None:
+        values, step = quantise(weight, "int8", most or weight_levels())
         self.bias = None if bias is None else bias.float()
         self.step = step.flatten()
         self.zeros = torch.zeros(len(values), dtype=torch.int32)
@@ -115,6 +124,16 @@ class OneDNN8:
         if self.bias is not None:
             y.add_(self.bias)
         return (gelu_(y) if gelu else y).to(x.dtype)
+
+
+@cache
+@torch.inference_mode()
+def weight_levels() -> float:
+    """What the largest int8 weight of a channel becomes on this processor: 127, or 63 where pairs
+    of products overflow 16 bits (255 * 127 * 2 does, 255 * 63 * 2 does not)."""
+    ones = torch.ones(4, 64)
+    whole = OneDNN8(ones, None, MOST["int8"])(ones)
+    return MOST["int8"] if bool((whole - 64).abs().max() < 1e-3) else SEVEN_BITS
 
 
 class Bfloat16:
@@ -191,9 +210,8 @@ def obstacle(kind: Precision, device: torch.device, dtype: torch.dtype) -> str:
     """Why products in ``kind`` are no gain on ``device`` for a model in ``dtype``; empty if they
     are.
 
-    The kernel runs on numbers that add up to the largest sums (which processors without the
-    instruction saturate) and is compared with the definition; then it is timed against the product
-    it stands for, in turn, the best round of each.
+    The kernel runs on numbers that add up to the largest sums and is compared with the definition;
+    then it is timed against the product it stands for, in turn, the best round of each.
     """
     if kind == "bfloat16" and dtype == torch.bfloat16:
         return "the model is in bfloat16 already"
@@ -214,7 +232,8 @@ def _disagreement(kind: Precision, device: torch.device, dtype: torch.dtype) -> 
     bias = torch.randn(32, generator=generator).to(device, dtype)
     x, weight = x.to(device, dtype), weight.to(device, dtype)
     got = prepared(weight, bias, kind)(x).double()
-    wanted = emulated(weight, bias, kind)(x).double()
+    levels = weight_levels() if kind == "int8" else None
+    wanted = emulated(weight, bias, kind, levels)(x).double()
     off = float(((got - wanted).abs().max() / wanted.abs().max()).nan_to_num(torch.inf))
     most = 1e-5 if kind == "int8" and dtype == torch.float32 else 2.0**-6
     return "" if off <= most else f"off by {off:.2g} of the largest value, expected {most:.2g}"

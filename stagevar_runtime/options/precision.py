@@ -18,7 +18,16 @@ import torch
 
 from ..errors import ProfileError
 from ..kernels.linear import LowRankLayers, LowRankLinear, StandIn
-from ..kernels.quantised import Chain, Precision, Product, emulated, obstacle, prepared
+from ..kernels.quantised import (
+    SEVEN_BITS,
+    Chain,
+    Precision,
+    Product,
+    emulated,
+    obstacle,
+    prepared,
+    weight_levels,
+)
 from ..model.protocol import ModelInfo, ScaleModel, ScaleSpec
 from .low_rank import Layer
 
@@ -72,7 +81,10 @@ class Precisions:
         why = "" if self._native(kind) else self.hindrance(kind)
         if why:
             return f"not {kind}: {why}"
-        return f"{kind} emulated" if self.emulate else kind
+        if self.emulate:
+            return f"{kind} emulated"
+        seven = kind == "int8" and not self._native(kind) and weight_levels() == SEVEN_BITS
+        return "int8, weights in 7 bits" if seven else kind
 
     def at(
         self, kind: Precision, narrow: Mapping[int, LowRankLayers]

@@ -16,7 +16,6 @@ from stagevar_probe.validate.sequential import (
     ERROR,
     Control,
     critical_values,
-    inputs_needed,
     paired_bounds,
     spent,
 )
@@ -149,11 +148,20 @@ def test_a_control_variate_narrows_and_stays_right() -> None:
 def test_inputs_needed_would_show_it() -> None:
     rng = np.random.default_rng(5)
     losses = passes(rng, 0.0, 300)
-    needed = inputs_needed(losses, 2.05, BUDGET.limit)
+    bounds = paired_bounds(losses, (2.05, 2.05))
+    assert BUDGET.verdict(bounds) == UNPROVEN
+    needed = BUDGET.inputs_needed(bounds, 300)
     assert needed is not None and needed > 300
     more = np.tile(losses, needed // 300 + 1)
     assert paired_bounds(more, (2.05, 2.05)).high == pytest.approx(BUDGET.limit, abs=0.003)
-    assert inputs_needed(np.ones(50), 2.05, BUDGET.limit) is None
+    assert BUDGET.inputs_needed(Interval(0.011, 0.0, 0.02), 300) is None
+
+
+@pytest.mark.parametrize("high", [0.0201, 0.0204, 0.05])
+def test_what_is_just_not_proved_needs_more_inputs(high: float) -> None:
+    """304 inputs that end .0004 beyond the limit once needed "0 more"."""
+    needed = BUDGET.inputs_needed(Interval(-0.0066, -0.035, high), 304)
+    assert needed is not None and needed > 304
 
 
 @pytest.mark.parametrize("losses", [[0.1], [0.1, float("nan")], [[0.1, 0.2]]])

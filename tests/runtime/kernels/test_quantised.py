@@ -16,6 +16,7 @@ from stagevar_runtime.kernels.quantised import (
     LEAST,
     MOST,
     PRECISIONS,
+    SEVEN_BITS,
     Chain,
     OneDNN8,
     Precision,
@@ -24,6 +25,7 @@ from stagevar_runtime.kernels.quantised import (
     obstacle,
     prepared,
     quantise,
+    weight_levels,
 )
 
 CPU = torch.device("cpu")
@@ -40,22 +42,22 @@ def both() -> list[tuple[Precision, bool]]:
     return [(k, False) for k in PRECISIONS] + [(k, True) for k in HERE]
 
 
-def errors(x: Tensor, kind: Precision) -> Tensor:
+def errors(x: Tensor, kind: Precision, most: float | None = None) -> Tensor:
     """What rounding may change at most of every number of the rows of ``x`` (float64)."""
     x = x.double()
     largest = x.abs().amax(-1, keepdim=True)
     if kind == "int8":
-        return (largest.clamp_min(LEAST) / MOST[kind] / 2 * (1 + 1e-5)).expand_as(x)
+        return (largest.clamp_min(LEAST) / (most or MOST[kind]) / 2 * (1 + 1e-5)).expand_as(x)
     tiny = largest.clamp_min(LEAST) / MOST["fp8"] * 2.0**-10 if kind == "fp8" else 1e-38
     return x.abs() * ROUNDING[kind] * (1 + 1e-5) + tiny
 
 
-def bound(x: Tensor, weight: Tensor, bias: Tensor, kind: Precision) -> Tensor:
+def bound(x: Tensor, weight: Tensor, bias: Tensor, kind: Precision, most: float | None) -> Tensor:
     """The largest error that rounding both sides can make, ``(n, d_out)``: the triangle rule.
 
     bfloat16's kernel rounds bias and result as well; float32 sums are off by a little more.
     """
-    dx, dw, wide = errors(x, kind), errors(weight, kind), x.double().abs()
+    dx, dw, wide = errors(x, kind), errors(weight, kind, most), x.double().abs()
     most = dx @ weight.double().abs().T + wide @ dw.T + dx @ dw.T
     size = wide @ weight.double().abs().T + bias.double().abs()
     last = 2.0**-7 if kind == "bfloat16" else 1e-5
@@ -85,7 +87,8 @@ def test_error_is_within_what_rounding_can_make(
     bias = torch.randn(out, generator=generator) * size
     got = made(kind, weight, bias, kernel)(x)
     wanted = F.linear(x.double(), weight.double(), bias.double())
-    assert ((got.double() - wanted).abs() <= bound(x, weight, bias, kind)).all()
+    most = weight_levels() if kernel and kind == "int8" else None
+    assert ((got.double() - wanted).abs() <= bound(x, weight, bias, kind, most)).all()
 
 
 @pytest.mark.parametrize(("kind", "kernel"), both())
@@ -134,7 +137,11 @@ def test_kernels_compute_their_definition(kind: Precision, dtype: torch.dtype, g
     torch.manual_seed(2)
     x = torch.randn(2, 3, 64).to(dtype)
     weight, bias = torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype)
-    got, wanted = prepared(weight, bias, kind)(x, gelu), emulated(weight, bias, kind)(x, gelu)
+    levels = weight_levels() if kind == "int8" else None
+    got, wanted = (
+        prepared(weight, bias, kind)(x, gelu),
+        emulated(weight, bias, kind, levels)(x, gelu),
+    )
     assert got.dtype == wanted.dtype == dtype and got.shape == (2, 3, 48)
     exact = kind == "int8" and dtype == torch.float32
     near = 1e-5 if exact else 2.0**-6
@@ -148,6 +155,25 @@ def test_rows_use_the_whole_range() -> None:
     assert torch.allclose(step[:2, 0], torch.tensor([1 / 127, 2e-3 / 127]))
     values, step = quantise(x, "fp8")
     assert values.float()[0].tolist() == [224.0, -448.0, 112.0]
+
+
+def test_weights_have_seven_bits_where_pairs_of_products_overflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the processor: sums of the largest numbers are exact with what is chosen."""
+    if weight_levels() == SEVEN_BITS:
+        saturated = OneDNN8(torch.ones(4, 64), None, MOST["int8"])(torch.ones(1, 64))
+        assert float(saturated.max()) < 63
+    weight = torch.ones(4, 1024).copysign(torch.randn(4, 1))
+    got = OneDNN8(weight, None)(torch.ones(2, 1024))
+    assert torch.allclose(got, weight.sum(1).expand(2, -1), rtol=1e-6)
+
+    class Saturating(OneDNN8):
+        def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+            return super().__call__(x, gelu).clamp_max(40.0)
+
+    monkeypatch.setattr(quantised, "OneDNN8", Saturating)
+    assert weight_levels.__wrapped__() == SEVEN_BITS
 
 
 def test_gelu_is_torchs() -> None:
@@ -193,7 +219,7 @@ class TestObstacle:
                 return super().__call__(x, gelu)
 
         monkeypatch.setitem(
-            quantised.KERNELS, "int8", lambda weight, bias: Slow(weight, bias, "int8")
+            quantised.KERNELS, "int8", lambda w, b: Slow(w, b, "int8", weight_levels())
         )
         said = obstacle.__wrapped__("int8", CPU, torch.float32)
         assert "x of float32" in said

@@ -49,7 +49,7 @@ def test_the_fastest_rather_keeps_the_budget_than_not() -> None:
 
 def test_the_default_time_is_by_device_and_model() -> None:
     assert default_seconds("cpu", 0.001) == 180 == default_seconds("cuda", 0.001)
-    assert default_seconds("cpu", 0.04) == 220 and default_seconds("cpu", 1.0) == 390
+    assert default_seconds("cpu", 0.04) == 200 and default_seconds("cpu", 1.0) == 420
     assert default_seconds("cuda", 1.0) == 900
 
 

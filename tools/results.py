@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/results"
 PAGE = ROOT / "docs/results.md"
 RACE = RESULTS / "scenes-race.json"
+CALIBRATIONS = RESULTS / "calibrations.json"
 SUITES = {"scenes": "", "emoji": "emoji-"}  # with what the marks of their tables begin
 CURVES = {
     "Stages": "stages",
@@ -201,6 +202,32 @@ def _images(figures: Mapping[str, Any]) -> int:
     return int(figures["images"])
 
 
+def calibrations_table(found: Mapping[str, Any]) -> str:
+    """Short calibrations with other seeds: what each found, and what its plan is worth."""
+    machine = found["hardware"]
+    lines = [
+        f"`--time {found['time']}`, batch {found['batch']}, {found['dtype']}, {machine['device']} "
+        f"({machine['threads']} threads). Fresh prompts are ones that no calibration has seen: "
+        "more of them where a plan was called satisfied.",
+        "",
+        "| seed | `balanced` | satisfied | lost, as found | inputs | lost on fresh prompts |"
+        " prompts | loop only | end to end | seconds announced, taken |",
+        f"|{'---|' * 10}",
+    ]
+    for row in found["rows"]:
+        satisfied = {True: "yes", False: "no"}.get(row["satisfied"], "unproven")
+        seconds = row["seconds"]
+        cells = (
+            *(str(row["seed"]), said(row["steps"]) or "exact", satisfied),
+            *(ranged(row["loss"], "+.3f"), str(row["inputs"])),
+            *(ranged(row["fresh_loss"], "+.3f"), str(row["fresh_inputs"])),
+            *(f"{row[name][0]:.2f}x" for name in ("speedup_loop", "speedup_total")),
+            f"{seconds['announced']:.0f}, {seconds['taken']:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Keep what is named, then rewrite the tables of the page."""
     if sys.argv[1:2] == ["curves"]:
@@ -221,10 +248,13 @@ def page() -> str:
             text = fill(text, f"{prefix}evaluation", "results", evaluation_table(found))
             text = fill(text, f"{prefix}kinds", "results", kinds_table(found))
     text = fill(text, "reference", "results", reference_table())
-    if RACE.exists():
-        text = fill(
-            text, "race", "results", race_table(json.loads(RACE.read_text(encoding="utf-8")))
-        )
+    for name, path, table in (
+        ("race", RACE, race_table),
+        ("calibrations", CALIBRATIONS, calibrations_table),
+    ):
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            text = fill(text, name, "results", table(found))
     return text
 
 

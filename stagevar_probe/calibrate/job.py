@@ -221,16 +221,16 @@ class CalibrationJob:
         if proof is None or not proof.pieces:  # interrupted before
             proof = Proof(self.runner, raced)
             proof.adopt_race()
-        best = proof.best()
+        best, found = proof.best(), proof.chosen()
         chosen: dict[str, Steps] = {name: () for name in ("quality", "balanced", "fast")}
         of: dict[str, str] = dict.fromkeys(chosen, EXACT)
-        for name, candidate in (*proof.beside.items(), ("balanced", best)):
+        for name, candidate in found.items():
             if candidate is not None:
                 chosen[name], of[name] = candidate.steps, candidate.name
-        figures = self.runner.figures(
+        races = self.runner.figures(raced.pieces, raced.plans)
+        figures = races | self.runner.figures(
             proof.pieces, {n: raced.plans[n] for n in (EXACT, *of.values())}
         )
-        races = self.runner.figures(raced.pieces, raced.plans)
         evidence = {f.name: f.evidence for f in proof.finalists if f.evidence is not None}
         if best is not None and best.evidence is not None:
             evidence["balanced"] = best.evidence

@@ -33,7 +33,7 @@ from .runner import Piece, Runner
 LOOKS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # shares of the planned inputs
 SHARES = (0.5, 0.3, 0.2)  # of the error: the favourite, and two that may follow
 TOGETHER = 1  # finalists at a time: another takes more inputs from the first than it is worth
-FUTILE = 0.08  # chance to be shown to keep the budget below which a finalist makes room
+FUTILE = 0.15  # chance to come out well below which a finalist makes room for the next
 FEWEST = 2  # rounds of a proof at least
 
 
@@ -188,7 +188,7 @@ class Proof:
             self.waiting = faster
         elif len(self.running) > 1 or self.waiting:
             if self._chance(finalist) < FUTILE:
-                finalist.left = "hardly to be shown to keep the budget"
+                finalist.left = "hardly to come out within the budget"
 
     def _control(self, pieces: Sequence[Piece]) -> Control:
         """The exact path's own scores, on a finalist's inputs and on all."""
@@ -201,62 +201,91 @@ class Proof:
         return Control(table(pieces), every.mean(0), len(every))
 
     def _chance(self, finalist: Finalist) -> float:
-        """The chance that what is still to come shows it to keep the budget, if its loss is what
-        it seems."""
+        """The chance that what is still to come shows it to keep the budget; where so few inputs
+        show nothing of any plan, that its estimate keeps the budget in the end.
+
+        What is to come is expected to lose what was lost so far, smoothed or not: two views of one
+        quantity, of which the second has less noise.
+        """
         pieces = [piece for piece in self.pieces if finalist.name in piece.seen]
-        losses = losses_of([piece.seen for piece in pieces], finalist.name)
-        n, budget = len(losses), self.budgets[0]
-        ahead = max(1, self.planned - finalist.begin)
-        spread = math.sqrt(float(losses.var()) + 1 / n)
+        seen, budget = [piece.seen for piece in pieces], self.budgets[0]
+        losses = losses_of(seen, finalist.name)
+        smooth = per_image(seen, EXACT, "smooth") - per_image(seen, finalist.name, "smooth")
+        both = (losses + smooth) / 2
+        n, ahead = len(losses), max(1, self.planned - finalist.begin)
+        left = max(ahead - n, 1e-9)
+        spread, known = (math.sqrt(float(x.var()) + 1 / n) for x in (losses, both))
         half = 1.2 * critical_values([1.0], finalist.error, True)[0] * spread / math.sqrt(ahead)
-        needed = min(budget.max_loss, budget.limit - half)
-        error = spread * math.sqrt(max(ahead - n, 1e-9)) / ahead
-        return float(NORMAL.cdf((needed - float(losses.mean())) / error))
+        shown = min(budget.max_loss, budget.limit - half)
+        needed = shown if shown > 0 else budget.max_loss
+        expected = (n * float(losses.mean()) + left * float(both.mean())) / ahead
+        error = math.hypot(spread * math.sqrt(left), known * left / math.sqrt(n)) / ahead
+        return float(NORMAL.cdf((needed - expected) / error))
 
     def _ms(self, name: str) -> float:
-        pieces = [piece for piece in self.pieces if name in piece.seen]
+        pieces = self._pieces(name)
         return median(p.seen[name].loop + p.seen[name].decode for p in pieces)
+
+    def _pieces(self, name: str) -> list[Piece]:
+        """The inputs of the proof that a plan ran on; those of the race where there are none."""
+        own = [piece for piece in self.pieces if name in piece.seen]
+        return own or [piece for piece in self.raced.pieces if name in piece.seen]
 
     def _predicted(self, name: str) -> float:
         return next(c.ms for c in self.raced.candidates if c.name == name)
 
     def best(self) -> Finalist | None:
         """The fastest that is shown to keep the budget, else the fastest that may and whose
-        estimate does; None where every one is shown, or seems, to break it."""
-        gentle = self.beside["quality"]
-        others = [] if gentle is None else [self._unproven(gentle)]
-        found = [
-            f
-            for f in (*self.finalists, *others)
-            if f.evidence is not None and not self._worse(f.name)
-        ]
-        for wanted in (True, "unproven"):
-            own = [f for f in found if f.verdict == wanted and f.evidence and f.evidence.keeps]
-            if own:
-                return min(own, key=lambda f: self._ms(f.name))
+        estimate does: of the finalists, else of those that ran beside them, else of those that
+        waited. None where every one is shown, or seems, to break it."""
+        known = {finalist.name for finalist in self.finalists}
+        beside = [c for c in self.beside.values() if c and c.name not in known]
+        for found in (self.finalists, self._unproven(beside), self._unproven(self.waiting)):
+            good = [f for f in found if f.evidence is not None and not self._worse(f.name)]
+            for wanted in (True, "unproven"):
+                own = [f for f in good if f.verdict == wanted and f.evidence and f.evidence.keeps]
+                if own:
+                    return min(own, key=lambda f: self._ms(f.name))
         return None
 
-    def _unproven(self, candidate: Candidate) -> Finalist:
-        """A plan that ran for its figures alone, so that nothing can be shown of it."""
-        made = Finalist(candidate.name, candidate.steps, 0.0)
-        known = [f for f in self.finalists if f.name == candidate.name]
-        pieces = [piece for piece in self.pieces if candidate.name in piece.seen]
-        if not known and sum(len(piece.inputs) for piece in pieces) > 1:
-            made.evidence = replace(self._evidence(made, pieces, 4.0), verdict=UNPROVEN)
-        return made
+    def chosen(self) -> dict[str, Finalist | Candidate | None]:
+        """What every plan of the profile is; none: the exact path. None is slower than a gentler
+        one: where a race of few inputs says so, they are one plan."""
+        best = self.best()
+        out: dict[str, Finalist | Candidate | None] = {**self.beside, "balanced": best}
+        gentle, fast = self.beside["quality"], self.beside["fast"]
+        if best is not None:
+            if gentle is not None and self._ms(gentle.name) < self._ms(best.name):
+                out["quality"] = best
+            if fast is None or self._ms(fast.name) > self._ms(best.name):
+                out["fast"] = best
+        return out
+
+    def _unproven(self, candidates: Sequence[Candidate]) -> list[Finalist]:
+        """Plans that ran for their figures alone, so that nothing can be shown of them."""
+        out = []
+        for candidate in candidates:
+            made, pieces = (
+                Finalist(candidate.name, candidate.steps, 0.0),
+                self._pieces(candidate.name),
+            )
+            if sum(len(piece.inputs) for piece in pieces) > 1:
+                made.evidence = replace(self._evidence(made, pieces, 4.0), verdict=UNPROVEN)
+            out.append(made)
+        return out
 
     def adopt_race(self) -> None:
         """Take what the race saw for the inputs of the proof: nothing is shown, but it is known."""
         self.pieces = self.raced.pieces
         finalists = self.raced.finalists(self.runner.settings.max_loss)[:TOGETHER]
-        self.finalists = [self._unproven(candidate) for candidate in finalists]
+        self.finalists = self._unproven(finalists)
 
     def _worse(self, name: str) -> bool:
-        """Whether the distribution is significantly worse on the inputs of the proof."""
+        """Whether the distribution is significantly worse on the inputs it ran on."""
         reference = self.runner.materials.quality.reference
         if reference is None:
             return False
-        seen = [piece.seen for piece in self.pieces if name in piece.seen]
+        seen = [piece.seen for piece in self._pieces(name)]
         exact, own = (per_image(seen, n, "features") for n in (EXACT, name))
         return bool(len(own) > 1 and kid_loss(reference, exact, own).low > 0)
 

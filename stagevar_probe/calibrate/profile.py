@@ -42,9 +42,9 @@ def stages_of(measured: Measurements) -> StageEstimates:
     return find_stages(
         np.asarray(measured.semantic),
         np.asarray(measured.structural),
-        semantic_name=f"semantic similarity ({measured.job.get('features', 'features')})",
-        structural_name=f"structural similarity ({measured.job.get('likeness', 'SSIM')})",
-        seed=measured.job["seed"],
+        semantic_name=f"semantic similarity ({measured.job.features or 'features'})",
+        structural_name=f"structural similarity ({measured.job.likeness or 'SSIM'})",
+        seed=measured.job.seed,
     )
 
 
@@ -53,7 +53,7 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
     assert measured.costs is not None
     rows = max(rows for _, rows, _ in measured.costs.ms)
     out = []
-    for k, (_, _, tokens) in enumerate(measured.job["scales"]):
+    for k, size in enumerate(measured.job.scales):
         ms = measured.costs.ms[k, rows, FULL]
         spread = measured.costs.spread_ms[k, rows, FULL]
         effect = next(
@@ -69,7 +69,7 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
         out.append(
             ScaleMeasurement(
                 scale=k,
-                tokens=tokens,
+                tokens=size.tokens,
                 cfg_sensitivity=None if sensitivity is None else estimate(sensitivity),
                 cfg_effect=None if effect is None else estimate(effect),
                 rank_pca=measured.group_means(k, "pca", ratio_name(ALPHA)),
@@ -147,34 +147,33 @@ def build_profile(
     """
     job, found_of = measured.job, measured.validation
     found = stages_of(measured)
-    guidance = job["sampling"]["guidance"]
     return Profile(
         created_by=CreatedBy(tool="stagevar-probe", version=stagevar_runtime.__version__, at=at),
         model=ModelRef(
-            family=job["family"],
-            architecture=job["architecture"],
-            weights=job["weights"],
-            schedules={job["schedule_name"]: tuple((h, w) for h, w, _ in job["scales"])},
+            family=job.family,
+            architecture=job.architecture,
+            weights=job.weights,
+            schedules={job.schedule_name: tuple((s.height, s.width) for s in job.scales)},
         ),
         provenance="measured",
         calibration=Calibration(
             prompts=PromptSet(
-                name=job["inputs"]["name"],
-                sha256=job["inputs"]["sha256"],
-                count=job["inputs"]["count"],
-                held_out=job["inputs"]["held_out"],
+                name=job.inputs.name,
+                sha256=job.inputs.sha256,
+                count=job.inputs.count,
+                held_out=job.inputs.held_out,
             ),
-            seeds=(job["seed"],),
-            dtype=job["dtype"],
-            guidance=tuple(guidance) if isinstance(guidance, list) else guidance,
+            seeds=(job.seed,),
+            dtype=job.dtype,
+            guidance=job.sampling.guidance,
             sampling=SamplingSettings(
-                temperature=job["sampling"]["temperature"],
-                top_k=job["sampling"]["top_k"],
-                top_p=job["sampling"]["top_p"],
+                temperature=job.sampling.temperature,
+                top_k=job.sampling.top_k,
+                top_p=job.sampling.top_p,
             ),
-            hardware=job["hardware"] | {"batch": job["batch"]},
-            features=job.get("features"),
-            likeness=job.get("likeness"),
+            hardware={**job.hardware, "batch": job.batch},
+            features=job.features,
+            likeness=job.likeness,
         ),
         stages=Stages(
             structure=Boundary(
@@ -188,7 +187,7 @@ def build_profile(
                 evidence=found.structural_evidence,
             ),
         ),
-        target=target_result(job["metric"], asked, satisfied, found_of.evidence.get("balanced")),
+        target=target_result(job.metric, asked, satisfied, found_of.evidence.get("balanced")),
         plans={
             name: PlanEntry(
                 steps=steps,

@@ -47,14 +47,14 @@ class Costs:
         """JSON-ready."""
         cells = [[*cell, ms, self.spread_ms[cell]] for cell, ms in self.ms.items()]
         rest = {"decode_ms": self.decode_ms, "batch": self.batch, "repeats": self.repeats}
-        return {"cells": cells, **rest}
+        return {"ms": cells, **rest}
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Costs:
         """The inverse of :meth:`dump`."""
         return cls(
-            {(k, rows, option): ms for k, rows, option, ms, _ in data["cells"]},
-            {(k, rows, option): spread for k, rows, option, _, spread in data["cells"]},
+            {(k, rows, option): ms for k, rows, option, ms, _ in data["ms"]},
+            {(k, rows, option): spread for k, rows, option, _, spread in data["ms"]},
             data["decode_ms"],
             data["batch"],
             data["repeats"],

@@ -80,8 +80,8 @@ def propose_candidates(
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
         distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must, size)}
     if cool:
-        tokens = [count for _, _, count in measured.job["scales"]]
-        warm = measured.job["sampling"]["temperature"]
+        tokens = [size.tokens for size in measured.job.scales]
+        warm = measured.job.sampling.temperature
         twins = [replace(c, steps=cooler(c.steps, tokens, warm)) for c in distinct.values()]
         distinct = {twin.steps: twin for twin in twins}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)

@@ -510,7 +510,7 @@ def test_calibrate_json_and_labels_file(tiny_files: Path, tmp_path: Path) -> Non
     written |= {Path(said["bases"]).name} if "bases" in said else set()  # by times
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     measured = load_measurements(said["measurements"])
-    assert measured.job["inputs"]["name"] == "labels.jsonl"
+    assert measured.job.inputs.name == "labels.jsonl"
     assert not any(
         intervention.variant for intervention in measured.interventions
     )  # nothing to drop without guidance
@@ -553,7 +553,7 @@ def test_solve_with_other_budgets(calibrated: Path, tmp_path: Path) -> None:
     times = [plans["balanced"]["ms"] for plans in found.values()]
     assert times == sorted(times, reverse=True) and times[0] > times[-1]
     default = json.loads(done(invoke("solve", path, "--json")).stdout)
-    assert default["max_loss"] == load_measurements(path).job["max_loss"]
+    assert default["max_loss"] == load_measurements(path).job.max_loss
 
 
 def test_solved_profile_can_be_used(calibrated: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def propose_candidates(
     problems = [problem_from(measured, max_loss, caution) for caution in CAUTION]
     problem, careful, _ = problems
     alone = {PUBLISHED: problem.schedules[PUBLISHED]}
-    published = [replace(p, schedules=alone, joint_loss={}, schedule_ms={}) for p in problems]
+    published = [replace(p, schedules=alone, joint_loss={}) for p in problems]
     loosest = max(BUDGETS.values()) * max_loss
     drops = [s for s in best_drops(careful) if s.loss <= loosest]
     must = {steps_of(s, measured) for s in drops}

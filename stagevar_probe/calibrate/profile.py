@@ -8,23 +8,7 @@ from typing import Any
 import numpy as np
 
 import stagevar_runtime
-from stagevar_runtime.profile import (
-    Boundary,
-    BudgetResult,
-    Calibration,
-    CreatedBy,
-    Estimate,
-    Expected,
-    ModelRef,
-    PlanEntry,
-    PlanStep,
-    Profile,
-    PromptSet,
-    SamplingSettings,
-    ScaleMeasurement,
-    Stages,
-    TargetResult,
-)
+from stagevar_runtime.profile import PlanStep, Profile, schema
 
 from ..intervals import mean_interval
 from ..measure.figures import Figures
@@ -48,7 +32,7 @@ def stages_of(measured: Measurements) -> StageEstimates:
     )
 
 
-def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
+def scale_measurements(measured: Measurements) -> tuple[schema.ScaleMeasurement, ...]:
     """The per-scale figures of a profile."""
     assert measured.costs is not None
     rows = max(rows for _, rows, _ in measured.costs.ms)
@@ -67,7 +51,7 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
         )
         sensitivity = measured.sensitivity.get(k, {}).get("cond")
         out.append(
-            ScaleMeasurement(
+            schema.ScaleMeasurement(
                 scale=k,
                 tokens=size.tokens,
                 cfg_sensitivity=None if sensitivity is None else estimate(sensitivity),
@@ -76,22 +60,22 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
                 rank_svd=measured.group_means(k, "svd", ratio_name(ALPHA)),
                 effective_rank=measured.group_means(k, "svd", "effective_rank"),
                 stable_rank=measured.group_means(k, "svd", "stable_rank"),
-                ms=Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
+                ms=schema.Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
             )
         )
     return tuple(out)
 
 
-def estimate(values: Any) -> Estimate:
+def estimate(values: Any) -> schema.Estimate:
     """Mean with its 95 % bootstrap interval."""
     mean, low, high = mean_interval(values)
-    return Estimate(value=mean, ci95=(low, high))
+    return schema.Estimate(value=mean, ci95=(low, high))
 
 
-def expected_of(figures: Figures, evidence: Evidence | None = None) -> Expected:
+def expected_of(figures: Figures, evidence: Evidence | None = None) -> schema.Expected:
     """A plan's held-out figures in the profile's words."""
     first = evidence.budgets[0].bounds if evidence else None
-    return Expected(
+    return schema.Expected(
         metric=figures.metric,
         loss=figures.loss.mean,
         loss_ci95=(figures.loss.low, figures.loss.high),
@@ -107,10 +91,10 @@ def expected_of(figures: Figures, evidence: Evidence | None = None) -> Expected:
 
 def target_result(
     metric: str, asked: Target, satisfied: Verdict, evidence: Evidence | None
-) -> TargetResult:
+) -> schema.TargetResult:
     """What was asked and whether it is met, with what would settle it where it is not proved."""
     beside = evidence.budgets[1:] if evidence else ()
-    return TargetResult(
+    return schema.TargetResult(
         metric=metric,
         max_loss=asked.max_loss,
         margin=evidence.budgets[0].margin if evidence else None,
@@ -120,7 +104,7 @@ def target_result(
         more_inputs=evidence.more if evidence else None,
         losing=evidence.named if evidence else (),
         beside=tuple(
-            BudgetResult(
+            schema.BudgetResult(
                 metric=part.metric,
                 max_loss=part.max_loss,
                 margin=part.margin,
@@ -148,16 +132,18 @@ def build_profile(
     job, found_of = measured.job, measured.validation
     found = stages_of(measured)
     return Profile(
-        created_by=CreatedBy(tool="stagevar-probe", version=stagevar_runtime.__version__, at=at),
-        model=ModelRef(
+        created_by=schema.CreatedBy(
+            tool="stagevar-probe", version=stagevar_runtime.__version__, at=at
+        ),
+        model=schema.ModelRef(
             family=job.family,
             architecture=job.architecture,
             weights=job.weights,
             schedules={job.schedule_name: tuple((s.height, s.width) for s in job.scales)},
         ),
         provenance="measured",
-        calibration=Calibration(
-            prompts=PromptSet(
+        calibration=schema.Calibration(
+            prompts=schema.PromptSet(
                 name=job.inputs.name,
                 sha256=job.inputs.sha256,
                 count=job.inputs.count,
@@ -166,7 +152,7 @@ def build_profile(
             seeds=(job.seed,),
             dtype=job.dtype,
             guidance=job.sampling.guidance,
-            sampling=SamplingSettings(
+            sampling=schema.SamplingSettings(
                 temperature=job.sampling.temperature,
                 top_k=job.sampling.top_k,
                 top_p=job.sampling.top_p,
@@ -175,13 +161,13 @@ def build_profile(
             features=job.features,
             likeness=job.likeness,
         ),
-        stages=Stages(
-            structure=Boundary(
+        stages=schema.Stages(
+            structure=schema.Boundary(
                 scale=found.structure,
                 ci95=found.structure_interval,
                 evidence=found.semantic_evidence,
             ),
-            refinement=Boundary(
+            refinement=schema.Boundary(
                 scale=found.refinement,
                 ci95=found.refinement_interval,
                 evidence=found.structural_evidence,
@@ -189,7 +175,7 @@ def build_profile(
         ),
         target=target_result(job.metric, asked, satisfied, found_of.evidence.get("balanced")),
         plans={
-            name: PlanEntry(
+            name: schema.PlanEntry(
                 steps=steps,
                 expected=expected_of(found_of.plans[name], found_of.evidence.get(name))
                 if name in found_of.plans

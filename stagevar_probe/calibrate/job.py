@@ -15,7 +15,7 @@ from stagevar_runtime.profile import PlanStep, Profile, write_profile
 from stagevar_runtime.profile.fingerprint import schedule_name
 
 from ..measure.description import JobDescription, JobInputs, ScaleSize
-from ..measure.hardware import hardware, peak_memory_mb
+from ..measure.hardware import dtype_name, hardware, peak_memory_mb
 from ..measure.interventions import (
     Intervention,
     SearchSpace,
@@ -115,7 +115,7 @@ class CalibrationJob:
             likeness=quality.perceptual.likeness,
             reference=quality.features.source,
             max_loss=asked.max_loss,
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=dtype_name(self.model),
             hardware=hardware(self.model),
             version=stagevar_runtime.__version__,
             min_speedup=asked.min_speedup,

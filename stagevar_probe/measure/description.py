@@ -1,12 +1,19 @@
-"""What a calibration ran, as its measurements and its unfinished state keep it."""
+"""What a command ran, as its files keep it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+import stagevar_runtime
 from stagevar_runtime.model.sampling import Sampling
+from stagevar_runtime.pipeline import Pipeline
+from stagevar_runtime.profile.fingerprint import schedule_name
+
+from ..datasets.inputs import Inputs
+from ..metrics.protocol import Quality
+from .hardware import Hardware, dtype_name, hardware
 
 SPARED = ("min_speedup", "max_ms", "beside")  # a file that was not asked for them lacks them
 
@@ -56,7 +63,7 @@ class JobDescription:
     reference: str | None = None
     max_loss: float
     dtype: str
-    hardware: Mapping[str, str | int | float | bool]
+    hardware: Hardware
     version: str
     min_speedup: float | None = None
     max_ms: float | None = None
@@ -92,3 +99,59 @@ class JobDescription:
                 "beside": tuple(data.get("beside", ())),
             }
         )
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a comparison or an evaluation ran. ``own``: what only an evaluation says."""
+
+    checkpoint: str
+    family: str
+    schedule: str
+    weights: str
+    inputs: str
+    seed: int
+    sampling: Sampling
+    metric: str
+    features: str
+    likeness: str
+    reference: str | None
+    dtype: str
+    hardware: Hardware
+    version: str
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        inputs: Inputs,
+        seed: int,
+        sampling: Sampling,
+        quality: Quality,
+        **own: str,
+    ) -> RunDescription:
+        """Of a run with these; ``seed``: of inputs and noise."""
+        model = pipeline.model
+        return cls(
+            pipeline.path.name,
+            model.info.family,
+            schedule_name(model.scales()),
+            pipeline.fingerprint.weights,
+            f"{inputs.name}, sha256:{inputs.sha256}",
+            seed,
+            sampling,
+            quality.name,
+            quality.features.name,
+            quality.perceptual.likeness,
+            quality.features.source,
+            dtype_name(model),
+            hardware(model),
+            stagevar_runtime.__version__,
+            own,
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-ready."""
+        out = asdict(self)
+        return {**out, **out.pop("own")}

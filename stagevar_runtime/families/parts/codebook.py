@@ -41,6 +41,7 @@ class CodebookModel(ScaleModel):
     ``network_type`` is made of a configuration.
     """
 
+    family: ClassVar[str]
     config: Any  # depth, width, heads, sides, vocabulary, code_width
     tokenizer: VQVAE
     draw_first: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from stagevar_runtime.errors import CalibrationError
 
 FloatArray = NDArray[np.float64]
 
-CHUNK = 1 << 22  # elements of a resampling matrix held at once
+CHUNK = 1 << 18  # elements of a resampling matrix held at once: they fit a cache
 
 
 class Interval(NamedTuple):
@@ -55,12 +55,17 @@ def resampled_means(values: ArrayLike, seed: int, resamples: int = 2000) -> Floa
     flat = array.reshape(n, -1)
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK // n)
-    share = np.full(n, 1 / n)
     parts = [
-        rng.multinomial(n, share, size=min(rows, resamples - start)) @ flat / n
+        _times_drawn(rng, min(rows, resamples - start), n) @ flat / n
         for start in range(0, resamples, rows)
     ]
     return np.concatenate(parts).reshape(resamples, *array.shape[1:])
+
+
+def _times_drawn(rng: np.random.Generator, resamples: int, n: int) -> FloatArray:
+    """How often each of ``n`` prompts is in each resample of ``n``: ``(resamples, n)``."""
+    drawn = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(-1, n).astype(np.float64)
 
 
 def bootstrap_mean(

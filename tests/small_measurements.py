@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from stagevar_probe.measure.costs import Costs
+from stagevar_probe.measure.description import JobDescription, JobInputs, ScaleSize
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements
-from stagevar_probe.observe.rank import ALPHA, ratio_name
+from stagevar_probe.observe.rank import ALPHA, CENTRINGS, RankKey, ratio_name
 from stagevar_probe.solve.milp import FULL, SKIP, Choice, Solution
 from stagevar_runtime.model.protocol import ModelInfo, ScaleSpec
 from stagevar_runtime.model.sampling import Sampling
@@ -34,6 +35,24 @@ MS = {
     **{(k, rows, FULL): float(rows * (k + 1)) for k in range(4) for rows in (1, 2)},
     **{(3, rows, "half"): 2.5 * rows for rows in (1, 2)},
 }
+JOB = JobDescription(
+    checkpoint="m.pth",
+    family="var",
+    architecture="sha256:" + "a" * 64,
+    weights="sha256:" + "b" * 64,
+    schedule_name="4x4",
+    scales=tuple(ScaleSize(s, s, s * s) for s in SIDES),
+    groups=((0, 1), (1, 2)),
+    inputs=JobInputs("balanced-labels", "sha256:" + "c" * 64, count=2, held_out=2),
+    seed=0,
+    batch=2,
+    sampling=Sampling(guidance=2.0, top_k=20, top_p=0.95),
+    metric="agreement",
+    max_loss=0.01,
+    dtype="float32",
+    hardware={"device": "cpu", "threads": 1},
+    version="0.1.0",
+)
 
 
 def measured(**values: list[float]) -> Measurements:
@@ -48,45 +67,20 @@ def measured(**values: list[float]) -> Measurements:
     }
     curve = [[0.1, 0.5, 0.9, 1.0], [0.1, 0.6, 0.9, 1.0]]
     return Measurements(
-        job={
-            "checkpoint": "m.pth",
-            "family": "var",
-            "architecture": "sha256:" + "a" * 64,
-            "weights": "sha256:" + "b" * 64,
-            "schedule_name": "4x4",
-            "scales": [[s, s, s * s] for s in SIDES],
-            "groups": [[0, 1], [1, 2]],
-            "inputs": {
-                "name": "balanced-labels",
-                "sha256": "sha256:" + "c" * 64,
-                "count": 2,
-                "held_out": 2,
-            },
-            "seed": 0,
-            "batch": 2,
-            "sampling": {"guidance": 2.0, "temperature": 1.0, "top_k": 20, "top_p": 0.95},
-            "metric": "agreement",
-            "max_loss": 0.01,
-            "dtype": "float32",
-            "hardware": {"device": "cpu", "threads": 1},
-            "version": "0.1.0",
-        },
+        job=JOB,
         space=MENU,
         interventions=ARMS,
         smooth=losses | values,
         sensitivity={2: {"cond": [0.1, 0.3]}},
-        ranks=[
-            {"scale": 3, "group": g, "branch": "cond", "centring": c, "values": row}
+        ranks={
+            RankKey(3, g, "cond", c): {
+                ratio_name(ALPHA): [0.25, 0.75] if g else [0.5, 0.5],
+                "effective_rank": [2.0, 4.0],
+                "stable_rank": [1.0, 2.0],
+            }
             for g in (1, 0)
-            for c in ("pca", "svd")
-            for row in [
-                {
-                    ratio_name(ALPHA): [0.25, 0.75] if g else [0.5, 0.5],
-                    "effective_rank": [2.0, 4.0],
-                    "stable_rank": [1.0, 2.0],
-                }
-            ]
-        ],
+            for c in CENTRINGS
+        },
         semantic=curve,
         structural=curve,
         costs=Costs(MS, {cell: 0.1 for cell in MS}, 5.0, 2, 3),

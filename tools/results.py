@@ -59,7 +59,7 @@ def keep_curves(name: str, path: Path) -> None:
     stages = profile.stages
     assert stages is not None
     kept = {
-        "job": measured.job,
+        "job": measured.job.dump(),
         "images": len(measured.semantic),
         "semantic": band(measured.semantic),
         "structural": band(measured.structural),
@@ -148,9 +148,10 @@ def kinds_table(found: Mapping[str, Any]) -> str:
 def keep_race(path: Path) -> None:
     """Keep the candidates of a calibration, with what they were on fresh inputs."""
     measured = load_measurements(path)
+    job = measured.job.dump()
     names = ("weights", "dtype", "hardware", "metric", "sampling")
     kept = {
-        "job": {name: measured.job[name] for name in names},
+        "job": {name: job[name] for name in names},
         "attempts": [attempt.dump() for attempt in measured.validation.attempts],
     }
     RACE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,8 @@ from stagevar_runtime.pipeline import Pipeline
 from stagevar_runtime.profile import PlanStep, Profile, write_profile
 from stagevar_runtime.profile.fingerprint import schedule_name
 
-from ..measure.hardware import hardware, peak_memory_mb
+from ..measure.description import JobDescription, JobInputs, ScaleSize
+from ..measure.hardware import dtype_name, hardware, peak_memory_mb
 from ..measure.interventions import (
     Intervention,
     SearchSpace,
@@ -91,41 +92,36 @@ class CalibrationJob:
 
     # -- what will be done ---------------------------------------------------------------------
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JobDescription:
         """What is run, as it goes into the measurements; its hash names the partial state."""
-        scales, quality, inputs = self.model.scales(), self.materials.quality, self.materials.inputs
-        speed = {"min_speedup": self.target.min_speedup, "max_ms": self.target.max_ms}
-        optional: dict[str, Any] = {n: value for n, value in speed.items() if value is not None}
-        if self.settings.others or self.settings.also:
-            also = [self.settings.also] if self.settings.also else []
-            optional["beside"] = [asdict(budget) for budget in (*self.settings.others, *also)]
-        return {
-            "checkpoint": self.pipeline.path.name,
-            "family": self.model.info.family,
-            "architecture": self.pipeline.fingerprint.architecture,
-            "weights": self.pipeline.fingerprint.weights,
-            "schedule_name": schedule_name(scales),
-            "scales": [[s.height, s.width, s.tokens] for s in scales],
-            "groups": [[g.start, g.stop] for g in self.model.info.groups],
-            "inputs": {
-                "name": inputs.name,
-                "sha256": "sha256:" + inputs.sha256,
-                "count": len(inputs),
-                "held_out": self.settings.held_out or 0,
-            },
-            "seed": self.settings.seed,
-            "batch": self.settings.batch,
-            "sampling": asdict(self.materials.sampling),
-            "metric": quality.name,
-            "features": quality.features.name,
-            "likeness": quality.perceptual.likeness,
-            "reference": quality.features.source,
-            "max_loss": self.settings.max_loss,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "hardware": hardware(self.model),
-            "version": stagevar_runtime.__version__,
-            **optional,
-        }
+        info, quality, inputs = self.model.info, self.materials.quality, self.materials.inputs
+        asked, scales = self.settings, self.model.scales()
+        return JobDescription(
+            checkpoint=self.pipeline.path.name,
+            family=info.family,
+            architecture=self.pipeline.fingerprint.architecture,
+            weights=self.pipeline.fingerprint.weights,
+            schedule_name=schedule_name(scales),
+            scales=tuple(ScaleSize(s.height, s.width, s.tokens) for s in scales),
+            groups=tuple((group.start, group.stop) for group in info.groups),
+            inputs=JobInputs(
+                inputs.name, "sha256:" + inputs.sha256, len(inputs), asked.held_out or 0
+            ),
+            seed=asked.seed,
+            batch=asked.batch,
+            sampling=self.materials.sampling,
+            metric=quality.name,
+            features=quality.features.name,
+            likeness=quality.perceptual.likeness,
+            reference=quality.features.source,
+            max_loss=asked.max_loss,
+            dtype=dtype_name(self.model),
+            hardware=hardware(self.model),
+            version=stagevar_runtime.__version__,
+            min_speedup=asked.min_speedup,
+            max_ms=asked.max_ms,
+            beside=tuple(asdict(b) for b in (*asked.others, asked.also) if b is not None),
+        )
 
     def measuring_work(self) -> Work:
         """Model work per image of a first round of measuring."""
@@ -163,7 +159,9 @@ class CalibrationJob:
         with timed(self.clock.seconds, self.settings.quiet) as show:
             self.runner.say = lambda text: show(text, self.clock.spent)
             self.directions.measure()
-            measured = Measurements(self.description(), self.space, self.interventions)
+            measured = Measurements(
+                job=self.description(), space=self.space, interventions=self.interventions
+            )
             self.measuring.run(measured, per_image)
             measured.costs = self.measuring.costs(per_image)
             if self.target.by_speed:
@@ -175,7 +173,7 @@ class CalibrationJob:
         return profile
 
     def _marked(self) -> dict[str, Any]:
-        marked = {k: v for k, v in self.description().items() if k != "hardware"}
+        marked = {k: v for k, v in self.description().dump().items() if k != "hardware"}
         own = identity(self.pipeline, self.materials.quality, self.materials.inputs)
         return {**marked, "seconds": self.settings.seconds, **own}
 

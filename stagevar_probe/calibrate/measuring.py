@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..measure.chunk import measure_chunk
 from ..measure.costs import Costs, measure_costs
 from ..measure.interventions import PUBLISHED, Intervention, SearchSpace
 from ..measure.measurements import Measurements
+from ..measure.per_image import PerImage, parse_tables
 from ..solve.target import BUDGETS
 from .clock import MEASURED
 from .forecast import interventions_work
@@ -55,7 +57,7 @@ class Measuring:
             runner.materials.quality,
             ranked,
         )
-        return {**found, "seconds": clock.spent - begun}
+        return {**found.tables(), "seconds": clock.spent - begun}
 
     def size(self, per_image: float) -> int:
         """Images of a batch, so that three rounds of everything fit into the time for measuring."""
@@ -87,7 +89,7 @@ class Measuring:
             ]
             found = runner.work.each(pieces)
             for chunk in found:
-                measured.add(chunk)
+                measured.add(PerImage(**parse_tables(chunk)))
             begin, number = begin + size * runner.count, number + len(pieces)
             before = interventions_work(runner, self.space, arms)
             arms = self._survivors(measured, arms)
@@ -95,7 +97,8 @@ class Measuring:
             seconds = max(chunk["seconds"] for chunk in found)
             expected = seconds * after.seconds(per_image) / max(before.seconds(per_image), 1e-9)
             runner.say(f"{len(arms)} of {len(self.every)} interventions on {begin} inputs")
-        measured.job["inputs"]["count"] = begin if begin < len(inputs) else len(inputs)
+        counted = replace(measured.job.inputs, count=min(begin, len(inputs)))
+        measured.job = replace(measured.job, inputs=counted)
 
     def _survivors(self, measured: Measurements, arms: list[Intervention]) -> list[Intervention]:
         """Interventions that could still fit the loosest budget, and those that the curves need."""

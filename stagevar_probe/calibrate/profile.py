@@ -8,23 +8,7 @@ from typing import Any
 import numpy as np
 
 import stagevar_runtime
-from stagevar_runtime.profile import (
-    Boundary,
-    BudgetResult,
-    Calibration,
-    CreatedBy,
-    Estimate,
-    Expected,
-    ModelRef,
-    PlanEntry,
-    PlanStep,
-    Profile,
-    PromptSet,
-    SamplingSettings,
-    ScaleMeasurement,
-    Stages,
-    TargetResult,
-)
+from stagevar_runtime.profile import PlanStep, Profile, schema
 
 from ..intervals import mean_interval
 from ..measure.figures import Figures
@@ -42,18 +26,18 @@ def stages_of(measured: Measurements) -> StageEstimates:
     return find_stages(
         np.asarray(measured.semantic),
         np.asarray(measured.structural),
-        semantic_name=f"semantic similarity ({measured.job.get('features', 'features')})",
-        structural_name=f"structural similarity ({measured.job.get('likeness', 'SSIM')})",
-        seed=measured.job["seed"],
+        semantic_name=f"semantic similarity ({measured.job.features or 'features'})",
+        structural_name=f"structural similarity ({measured.job.likeness or 'SSIM'})",
+        seed=measured.job.seed,
     )
 
 
-def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
+def scale_measurements(measured: Measurements) -> tuple[schema.ScaleMeasurement, ...]:
     """The per-scale figures of a profile."""
     assert measured.costs is not None
     rows = max(rows for _, rows, _ in measured.costs.ms)
     out = []
-    for k, (_, _, tokens) in enumerate(measured.job["scales"]):
+    for k, size in enumerate(measured.job.scales):
         ms = measured.costs.ms[k, rows, FULL]
         spread = measured.costs.spread_ms[k, rows, FULL]
         effect = next(
@@ -67,31 +51,31 @@ def scale_measurements(measured: Measurements) -> tuple[ScaleMeasurement, ...]:
         )
         sensitivity = measured.sensitivity.get(k, {}).get("cond")
         out.append(
-            ScaleMeasurement(
+            schema.ScaleMeasurement(
                 scale=k,
-                tokens=tokens,
+                tokens=size.tokens,
                 cfg_sensitivity=None if sensitivity is None else estimate(sensitivity),
                 cfg_effect=None if effect is None else estimate(effect),
                 rank_pca=measured.group_means(k, "pca", ratio_name(ALPHA)),
                 rank_svd=measured.group_means(k, "svd", ratio_name(ALPHA)),
                 effective_rank=measured.group_means(k, "svd", "effective_rank"),
                 stable_rank=measured.group_means(k, "svd", "stable_rank"),
-                ms=Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
+                ms=schema.Estimate(value=ms, ci95=(max(0.0, ms - spread), ms + spread)),
             )
         )
     return tuple(out)
 
 
-def estimate(values: Any) -> Estimate:
+def estimate(values: Any) -> schema.Estimate:
     """Mean with its 95 % bootstrap interval."""
     mean, low, high = mean_interval(values)
-    return Estimate(value=mean, ci95=(low, high))
+    return schema.Estimate(value=mean, ci95=(low, high))
 
 
-def expected_of(figures: Figures, evidence: Evidence | None = None) -> Expected:
+def expected_of(figures: Figures, evidence: Evidence | None = None) -> schema.Expected:
     """A plan's held-out figures in the profile's words."""
     first = evidence.budgets[0].bounds if evidence else None
-    return Expected(
+    return schema.Expected(
         metric=figures.metric,
         loss=figures.loss.mean,
         loss_ci95=(figures.loss.low, figures.loss.high),
@@ -107,10 +91,10 @@ def expected_of(figures: Figures, evidence: Evidence | None = None) -> Expected:
 
 def target_result(
     metric: str, asked: Target, satisfied: Verdict, evidence: Evidence | None
-) -> TargetResult:
+) -> schema.TargetResult:
     """What was asked and whether it is met, with what would settle it where it is not proved."""
     beside = evidence.budgets[1:] if evidence else ()
-    return TargetResult(
+    return schema.TargetResult(
         metric=metric,
         max_loss=asked.max_loss,
         margin=evidence.budgets[0].margin if evidence else None,
@@ -120,7 +104,7 @@ def target_result(
         more_inputs=evidence.more if evidence else None,
         losing=evidence.named if evidence else (),
         beside=tuple(
-            BudgetResult(
+            schema.BudgetResult(
                 metric=part.metric,
                 max_loss=part.max_loss,
                 margin=part.margin,
@@ -147,50 +131,51 @@ def build_profile(
     """
     job, found_of = measured.job, measured.validation
     found = stages_of(measured)
-    guidance = job["sampling"]["guidance"]
     return Profile(
-        created_by=CreatedBy(tool="stagevar-probe", version=stagevar_runtime.__version__, at=at),
-        model=ModelRef(
-            family=job["family"],
-            architecture=job["architecture"],
-            weights=job["weights"],
-            schedules={job["schedule_name"]: tuple((h, w) for h, w, _ in job["scales"])},
+        created_by=schema.CreatedBy(
+            tool="stagevar-probe", version=stagevar_runtime.__version__, at=at
+        ),
+        model=schema.ModelRef(
+            family=job.family,
+            architecture=job.architecture,
+            weights=job.weights,
+            schedules={job.schedule_name: tuple((s.height, s.width) for s in job.scales)},
         ),
         provenance="measured",
-        calibration=Calibration(
-            prompts=PromptSet(
-                name=job["inputs"]["name"],
-                sha256=job["inputs"]["sha256"],
-                count=job["inputs"]["count"],
-                held_out=job["inputs"]["held_out"],
+        calibration=schema.Calibration(
+            prompts=schema.PromptSet(
+                name=job.inputs.name,
+                sha256=job.inputs.sha256,
+                count=job.inputs.count,
+                held_out=job.inputs.held_out,
             ),
-            seeds=(job["seed"],),
-            dtype=job["dtype"],
-            guidance=tuple(guidance) if isinstance(guidance, list) else guidance,
-            sampling=SamplingSettings(
-                temperature=job["sampling"]["temperature"],
-                top_k=job["sampling"]["top_k"],
-                top_p=job["sampling"]["top_p"],
+            seeds=(job.seed,),
+            dtype=job.dtype,
+            guidance=job.sampling.guidance,
+            sampling=schema.SamplingSettings(
+                temperature=job.sampling.temperature,
+                top_k=job.sampling.top_k,
+                top_p=job.sampling.top_p,
             ),
-            hardware=job["hardware"] | {"batch": job["batch"]},
-            features=job.get("features"),
-            likeness=job.get("likeness"),
+            hardware={**job.hardware, "batch": job.batch},
+            features=job.features,
+            likeness=job.likeness,
         ),
-        stages=Stages(
-            structure=Boundary(
+        stages=schema.Stages(
+            structure=schema.Boundary(
                 scale=found.structure,
                 ci95=found.structure_interval,
                 evidence=found.semantic_evidence,
             ),
-            refinement=Boundary(
+            refinement=schema.Boundary(
                 scale=found.refinement,
                 ci95=found.refinement_interval,
                 evidence=found.structural_evidence,
             ),
         ),
-        target=target_result(job["metric"], asked, satisfied, found_of.evidence.get("balanced")),
+        target=target_result(job.metric, asked, satisfied, found_of.evidence.get("balanced")),
         plans={
-            name: PlanEntry(
+            name: schema.PlanEntry(
                 steps=steps,
                 expected=expected_of(found_of.plans[name], found_of.evidence.get(name))
                 if name in found_of.plans

@@ -94,11 +94,7 @@ def bench(
         raise StagevarError("got neither or both of CHECKPOINT and --random, expected one of them")
     if output is not None:
         check_writable(output)
-    if checkpoint is not None:
-        timed = from_checkpoint(checkpoint, options)
-    else:
-        assert random is not None
-        timed = from_size(random, options)
+    timed = from_checkpoint(checkpoint, options) if checkpoint else from_size(str(random), options)
     model, sampling, profile = timed.model, timed.sampling, timed.profile
     chosen = list(plans) or [*(profile.plans if profile else ()), *DEFAULT_PLANS]
     exact = plan_for(model, (), sampling)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
-import stagevar_runtime
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile.fingerprint import schedule_name
 
 from ..compare.comparison import CALM, Comparison, ComparisonRun, disturbance
 from ..compare.grid import Grid
@@ -19,29 +16,17 @@ from ..compare.questions import as_json, findings
 from ..compare.table import as_csv, as_rows, as_table
 from ..files import write_whole
 from ..measure.costs import describe_scales
-from ..measure.hardware import hardware
+from ..measure.description import RunDescription
 from ..progress import duration
 from ..report.comparison import write_comparison
-from .options import (
-    ModelOptions,
-    PageOptions,
-    Printer,
-    command_line,
-    default_count,
-    model_options,
-    page_options,
-    printing,
-)
-from .parameters import BATCH, CHECKPOINT, MEASURING
+from .options import ModelOptions, PageOptions, Printer, command_line, default_count, running_rows
+from .parameters import MEASURING
 
 logger = logging.getLogger("stagevar_probe")
 
 
 @click.command()
-@click.argument("checkpoint", type=CHECKPOINT)
-@model_options(*BATCH, *MEASURING)
-@printing
-@page_options
+@running_rows(*MEASURING)
 @click.option("--count", default=None, type=click.IntRange(4), help="Images per row.")
 @click.option("--keep", multiple=True, type=click.FloatRange(0, 1, True), help="Ratios to try.")
 @click.option(
@@ -68,17 +53,8 @@ def compare(
     """
     page, table = paper.paths(checkpoint, "compare.html", ".csv")
     pipeline = paper.load(checkpoint, options)
-    fresh = replace(options, seed=options.seed + 1)  # those of `validate`, which chose no plan
-    run = ComparisonRun(
-        pipeline.model,
-        fresh.inputs(pipeline, count or default_count(pipeline.model), held_out=True),
-        pipeline.sampling(**options.sampling),
-        options.quality(checkpoint, pipeline),
-        options.at_once(pipeline.model),
-        pipeline.profile,
-        Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None,
-        printer.quiet,
-    )
+    tried = Grid(keep=tuple(keep) or Grid.keep, span=span) if grid else None
+    run = prepare(checkpoint, pipeline, options, count, tried, printer.quiet)
     work = run.work()
     description = (
         f"{checkpoint.name}: {describe_scales(run.model.scales())}\n"
@@ -90,11 +66,12 @@ def compare(
         return 0
     logger.info(description)
     found = run.run()
-    given, job = findings(found), job_of(pipeline, run, options.seed)
+    given = findings(found)
+    job = RunDescription.of(pipeline, run.inputs, options.seed, run.sampling, run.quality)
     write_comparison(page, found, given, job, command_line())
     write_whole(table, as_csv(found).encode())
     result = {
-        "job": job,
+        "job": job.dump(),
         "work": asdict(work),
         "rows": as_rows(found),
         "left_out": dict(found.rows.left_out),
@@ -103,9 +80,31 @@ def compare(
         "report": str(page),
         "csv": str(table),
     }
-    text = [f"{finding.question}\n  {finding.sentence}" for finding in given]
-    printer.show(result, as_table(found), "", *text, f"report {page}", f"csv    {table}")
+    said = [f"{finding.question}\n  {finding.sentence}" for finding in given]
+    printer.show(result, as_table(found), "", *said, f"report {page}", f"csv    {table}")
     return 0
+
+
+def prepare(
+    checkpoint: Path,
+    pipeline: Pipeline,
+    options: ModelOptions,
+    count: int | None,
+    grid: Grid | None,
+    quiet: bool,
+) -> ComparisonRun:
+    """What will be run, on inputs of its own."""
+    fresh = replace(options, seed=options.seed + 1)  # those of `validate`, which chose no plan
+    return ComparisonRun(
+        pipeline.model,
+        fresh.inputs(pipeline, count or default_count(pipeline.model), held_out=True),
+        pipeline.sampling(**options.sampling),
+        options.quality(checkpoint, pipeline),
+        options.at_once(pipeline.model),
+        pipeline.profile,
+        grid,
+        quiet,
+    )
 
 
 def trusted(found: Comparison) -> float:
@@ -118,24 +117,3 @@ def trusted(found: Comparison) -> float:
             ratio,
         )
     return ratio
-
-
-def job_of(pipeline: Pipeline, run: ComparisonRun, seed: int) -> dict[str, Any]:
-    """What was run, for the record."""
-    model, quality = run.model, run.quality
-    return {
-        "checkpoint": pipeline.path.name,
-        "family": model.info.family,
-        "schedule": schedule_name(model.scales()),
-        "weights": pipeline.fingerprint.weights,
-        "inputs": f"{run.inputs.name}, sha256:{run.inputs.sha256}",
-        "seed": seed,
-        "sampling": asdict(run.sampling),
-        "metric": quality.name,
-        "features": quality.features.name,
-        "likeness": quality.perceptual.likeness,
-        "reference": quality.features.source,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "hardware": hardware(model),
-        "version": stagevar_runtime.__version__,
-    }

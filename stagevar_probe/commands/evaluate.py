@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-import stagevar_runtime
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.pipeline import Pipeline
-from stagevar_runtime.profile.fingerprint import schedule_name
 from stagevar_runtime.text import TextEncoder
 
 from ..datasets.archive import MAKE
@@ -26,31 +23,21 @@ from ..evaluate.evaluation import (
 )
 from ..evaluate.suites import SUITES, Suite, fault_of, find_suite
 from ..measure.costs import describe_scales
-from ..measure.hardware import hardware
+from ..measure.description import RunDescription
 from ..measure.measurements import write_json
 from ..metrics.features import find_features
 from ..metrics.quality import find_quality
 from ..progress import duration
 from ..report.evaluation import ceiling_lines, write_evaluation
 from ..validate.run import forecast
-from .options import (
-    ModelOptions,
-    PageOptions,
-    Printer,
-    command_line,
-    model_options,
-    page_options,
-    printing,
-)
-from .parameters import BATCH, CHECKPOINT, FILE, LOOKING
+from .options import ModelOptions, PageOptions, Printer, command_line, running_rows
+from .parameters import FILE, LOOKING
 
 logger = logging.getLogger("stagevar_probe")
 
 
 @click.command()
-@click.argument("checkpoint", type=CHECKPOINT)
-@model_options(*BATCH, *LOOKING)
-@printing
+@running_rows(*LOOKING)
 @click.option(
     "--suite",
     default="scenes",
@@ -59,7 +46,6 @@ logger = logging.getLogger("stagevar_probe")
     help="What is asked and how answers are judged.",
 )
 @click.option("--pictures", type=FILE, help=f"Archive of real pictures, for emoji: {MAKE}.")
-@page_options
 @click.option("--count", default=1050, show_default=True, type=click.IntRange(14), help="Images.")
 def evaluate(
     checkpoint: Path,
@@ -102,13 +88,17 @@ def evaluate(
     logger.info(description)
     quality = find_quality(asked.metric, checkpoint, 0, options.features, options.reference)
     found = run_suite(model, asked, inputs, kinds, rows, sampling, quality, batch, printer.quiet)
-    facts = {
-        "inputs": f"{inputs.name}, sha256:{inputs.sha256}",
-        "seed": options.seed,
-        "sampling": asdict(sampling),
-    }
-    write(found, job_of(pipeline, found, facts), page, printer)
+    own = facts_of(asked, pipeline)
+    job = RunDescription.of(pipeline, inputs, options.seed, sampling, quality, **own)
+    write(found, job, page, printer)
     return 0
+
+
+def facts_of(suite: Suite, pipeline: Pipeline) -> dict[str, str]:
+    """What is asked, of which pictures, and whose plans take part."""
+    profile = pipeline.profile_source if pipeline.profile is None else "beside it"
+    pictures = {} if suite.source is None else {"pictures": suite.source}
+    return {"suite": suite.name, "profile": profile, **pictures}
 
 
 def check_prompts(pipeline: Pipeline, suite: Suite, prompts: Sequence[int | str]) -> None:
@@ -127,30 +117,10 @@ def check_prompts(pipeline: Pipeline, suite: Suite, prompts: Sequence[int | str]
         pipeline.encode.check([str(prompt) for prompt in prompts])
 
 
-def job_of(pipeline: Pipeline, found: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:
-    """What was run, for the record."""
-    model, suite = pipeline.model, found.suite
-    return {
-        "suite": suite.name,
-        "checkpoint": pipeline.path.name,
-        "family": model.info.family,
-        "schedule": schedule_name(model.scales()),
-        "weights": pipeline.fingerprint.weights,
-        "profile": pipeline.profile_source if pipeline.profile is None else "beside it",
-        **facts,
-        **({"pictures": suite.source} if suite.source else {}),
-        "metric": found.quality.name,
-        "features": found.quality.features.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "hardware": hardware(model),
-        "version": stagevar_runtime.__version__,
-    }
-
-
-def write(found: Evaluation, job: dict[str, Any], page: Path, printer: Printer) -> None:
+def write(found: Evaluation, job: RunDescription, page: Path, printer: Printer) -> None:
     """Write JSON and page, and say what is in them."""
     result: dict[str, Any] = {
-        "job": job,
+        "job": job.dump(),
         "ceiling": found.ceiling,
         "rows": [
             {"name": row.name, "kind": row.kind, **found.figures[row.name].dump()}

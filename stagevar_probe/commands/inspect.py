@@ -75,10 +75,10 @@ def describe_profile(path: Path) -> Described:
 def describe_measurements(path: Path) -> Described:
     """Of measurements: what was run."""
     measured = load_measurements(path)
-    images = len(measured.smooth[EXACT])
-    result = {"kind": KIND, "path": str(path), "images": images, "job": measured.job}
+    images, job = len(measured.smooth[EXACT]), measured.job.dump()
+    result = {"kind": KIND, "path": str(path), "images": images, "job": job}
     head = f"{KIND}: {images} images, {len(measured.interventions)} interventions"
-    return result, f"{head}\n{json.dumps(measured.job, indent=2)}"
+    return result, f"{head}\n{json.dumps(job, indent=2)}"
 
 
 def describe_checkpoint(path: Path, tokenizer: Path | None, dtype: str | None) -> Described:

@@ -41,7 +41,19 @@ from ..metrics.quality import find_quality, named_by_file
 from ..metrics.several import find_metrics
 from ..solve.target import Target
 from .pairs import parse_options
-from .parameters import COUNTS, DTYPES, MODEL, PAGE, PRINTING, SAMPLING, TARGETS, TEMPLATES, Option
+from .parameters import (
+    BATCH,
+    CHECKPOINT,
+    COUNTS,
+    DTYPES,
+    MODEL,
+    PAGE,
+    PRINTING,
+    SAMPLING,
+    TARGETS,
+    TEMPLATES,
+    Option,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -259,6 +271,16 @@ def model_options(*more: Option) -> Callable[[F], F]:
 target_options = gathered("asked", TargetOptions, *TARGETS)
 page_options = gathered("paper", PageOptions, *PAGE)
 printing = gathered("printer", Printer, *PRINTING)
+
+
+def running_rows(*more: Option) -> Callable[[F], F]:
+    """What a command declares that runs rows of plans on CHECKPOINT and writes a page."""
+
+    def decorate(function: F) -> F:
+        declared = model_options(*BATCH, *more)(printing(page_options(function)))
+        return click.argument("checkpoint", type=CHECKPOINT)(declared)
+
+    return decorate
 
 
 def command_line() -> str:

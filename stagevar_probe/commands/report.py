@@ -26,8 +26,8 @@ def report(measurements: Path, profile: Path | None, output: Path | None, printe
     measured, stem = load_measurements(measurements), stem_of(measurements)
     found = load_profile(profile or measurements.with_name(f"{stem}.yaml"))
     for what, mine, theirs in (
-        ("architecture", measured.job["architecture"], found.model.architecture),
-        ("weights", measured.job["weights"], found.model.weights),
+        ("architecture", measured.job.architecture, found.model.architecture),
+        ("weights", measured.job.weights, found.model.weights),
     ):
         if mine != theirs:
             raise ProfileMismatchError(

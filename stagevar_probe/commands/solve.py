@@ -41,11 +41,11 @@ def solve(measurements: Path, asked: TargetOptions, output: Path | None, printer
         check_writable(output)
     whole = load_measurements(measurements)
     job, beside = whole.job, bases_path(measurements.with_name(f"{stem_of(measurements)}.yaml"))
-    bases = Bases.load(beside, job["weights"]) if beside.exists() else None
+    bases = Bases.load(beside, job.weights) if beside.exists() else None
     measured = without_bases(whole, bases)
     if asked == TargetOptions():
-        asked = TargetOptions(None, job.get("min_speedup"), job.get("max_ms"))
-    target = asked.target(job["max_loss"])
+        asked = TargetOptions(None, job.min_speedup, job.max_ms)
+    target = asked.target(job.max_loss)
     problem = problem_from(measured, target.max_loss)
     assert measured.costs is not None
     found = target.choose(problem, measured.costs)
@@ -59,7 +59,7 @@ def solve(measurements: Path, asked: TargetOptions, output: Path | None, printer
         "frontier": [frontier_point(s, measured).dump() for s in frontier(problem)],
         "not_monotone": disagreements(measured),
     }
-    lines = [f"{target.description(job['metric'])}; losses are predictions"]
+    lines = [f"{target.description(job.metric)}; losses are predictions"]
     for name, s in found.items():
         short = "" if s.feasible or not target.by_speed else ", and nothing is fast enough"
         lines.append(f"{name:<9} {s.speedup:.2f}x loop, predicted loss {s.loss:+.4f}{short}")
@@ -95,5 +95,5 @@ def write_plans(
     )
     needed = measured_ranks(plan.steps for plan in profile.plans.values())
     if bases is not None and needed and bases_path(output) != beside:
-        write_whole(bases_path(output), bases.cut(needed).dump(measured.job["weights"]))
+        write_whole(bases_path(output), bases.cut(needed).dump(measured.job.weights))
     write_profile(profile, output)

@@ -18,7 +18,7 @@ from ..datasets.inputs import Inputs
 from ..measure.chunk import measure_chunk
 from ..measure.figures import Figures
 from ..measure.interventions import default_space
-from ..measure.measurements import Measurements
+from ..measure.per_image import PerImage
 from ..metrics.perceptual import UNLIKENESS
 from ..metrics.protocol import Quality
 from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
@@ -56,7 +56,7 @@ class Comparison:
     figures: dict[str, Figures]
     seen: list[Batch]
     quality: Quality
-    curves: dict[str, Measurements]
+    curves: dict[str, PerImage]
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -127,7 +127,7 @@ class ComparisonRun:
         features = low_rank_of(self.model)
         features.use(*features.bases, bases)
 
-    def _curves(self) -> dict[str, Measurements]:
+    def _curves(self) -> dict[str, PerImage]:
         """Stages and ranks of the exact path, at the asked guidance and at a stronger one."""
         guidance = self.sampling.guidance
         other = (
@@ -142,7 +142,7 @@ class ComparisonRun:
             ("stronger", replace(self.sampling, guidance=other)),
         ):
             space = default_space(self.model.info, sampling)
-            measured = Measurements({"seed": 0}, space, [])
+            measured = PerImage()
             with meter(f"stages, {name} guidance", count, self.quiet) as tick:
                 for begin in range(0, count, self.batch):
                     part = self.inputs.chunk(begin, min(self.batch, count - begin))
@@ -156,10 +156,10 @@ class ComparisonRun:
         return out
 
 
-def _mean_ranks(measured: Measurements) -> dict[int, Sequence[float]]:
+def _mean_ranks(measured: PerImage) -> dict[int, Sequence[float]]:
     """Keep ratios for presets that follow the rank: at most 1, at least one part in a thousand."""
     ranks: dict[int, Sequence[float]] = {}
-    for scale in {row["scale"] for row in measured.ranks}:
+    for scale in {key.scale for key in measured.ranks}:
         means = measured.group_means(scale, "pca", ratio_name(ALPHA))
         if means is not None:
             ranks[scale] = tuple(min(1.0, max(0.001, mean)) for mean in means)

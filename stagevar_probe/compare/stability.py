@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..measure.measurements import Measurements
+from ..measure.per_image import PerImage
 from ..observe.rank import ALPHA, ratio_name
 from ..observe.stages import StageEstimates, find_stages
 from .paired import EVEN, ODD, Array, Finding, PairedRows
@@ -46,10 +45,10 @@ def about_stability(paired: PairedRows) -> Finding | None:
     return Finding(question, sentence, numbers, _table(curves))
 
 
-def _curve(measured: Measurements, part: slice) -> Curve:
+def _curve(measured: PerImage, part: slice) -> Curve:
     """Of a part of the images."""
     semantic, structural = np.asarray(measured.semantic), np.asarray(measured.structural)
-    return find_stages(semantic[part], structural[part]), _ranks(measured.ranks, part)
+    return find_stages(semantic[part], structural[part]), _ranks(measured, part)
 
 
 def _moved(a: Curve, b: Curve) -> dict[str, float]:
@@ -75,13 +74,9 @@ def _table(curves: dict[str, Curve]) -> list[list[str]]:
     return table
 
 
-def _ranks(rows: Sequence[dict[str, Any]], part: slice) -> Array:
+def _ranks(measured: PerImage, part: slice) -> Array:
     """Mean centred rank of the cond branch over some images, by (scale, group); scale 0 says
     nothing."""
-    own = [
-        row
-        for row in rows
-        if (row["branch"], row["centring"]) == ("cond", "pca") and row["scale"] > 0
-    ]
-    own.sort(key=lambda row: (row["scale"], row["group"]))
-    return np.array([np.mean(row["values"][ratio_name(ALPHA)][part]) for row in own])
+    kind = ("cond", "pca")
+    keys = sorted(k for k in measured.ranks if k.scale > 0 and (k.branch, k.centring) == kind)
+    return np.array([np.mean(measured.ranks[k][ratio_name(ALPHA)][part]) for k in keys])

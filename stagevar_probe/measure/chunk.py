@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ..metrics.protocol import Quality
 from ..observe.frequency import frequency_change
 from ..observe.observer import ExactObserver
 from .interventions import Intervention, SearchSpace, run_chunk
+from .per_image import PerImage
 
 
 @torch.inference_mode()
@@ -29,53 +29,43 @@ def measure_chunk(
     sampling: Sampling,
     quality: Quality,
     rank_images: int,
-) -> dict[str, Any]:
+) -> PerImage:
     """Everything :class:`~.measurements.Measurements` keeps of these images."""
     observer = ExactObserver(model, sampling, rank_images)
     exact: list[Tensor] = []
-    names = ("smooth", "score", "psnr", "distribution")
-    tables: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    found = PerImage()
     seen: list[Tensor] = []
 
     def visit(name: str, images: Tensor) -> None:
         images = images.float().cpu()
         if name == EXACT:
             exact.append(images)
-        tables["smooth"][name] = quality.smooth(images, inputs.items, exact[0]).tolist()
-        tables["score"][name] = quality.score(images, inputs.items, exact[0]).tolist()
+        found.smooth[name] = quality.smooth(images, inputs.items, exact[0]).tolist()
+        found.score[name] = quality.score(images, inputs.items, exact[0]).tolist()
         if name != EXACT:
-            tables["psnr"][name] = psnr(images, exact[0]).clamp_max(99.0).tolist()
+            found.psnr[name] = psnr(images, exact[0]).clamp_max(99.0).tolist()
         if quality.reference is not None and len(inputs) > 1:
             features = quality.features(images)
             if name == EXACT:
                 seen.append(features)
             else:
                 shares = kid_shares(quality.reference, seen[0], features)
-                tables["distribution"][name] = (1000 * shares).tolist()
+                found.distribution[name] = (1000 * shares).tolist()
 
     run_chunk(model, inputs, space, interventions, sampling, visit, observer)
     final = quality.features(exact[0])
     semantic = [cosine_similarity(quality.features(p), final) for p in observer.pictures]
     structural = [1 - quality.perceptual(p, exact[0]) for p in observer.pictures]
     low, high = frequency_change(observer.pictures)
-    return {
-        **tables,
-        "sensitivity": {
-            str(k): {name: v.tolist() for name, v in names.items()}
-            for k, names in observer.sensitivity.items()
-        },
-        "ranks": [
-            {
-                "scale": key.scale,
-                "group": key.group,
-                "branch": key.branch,
-                "centring": key.centring,
-                "values": {n: v.tolist() for n, v in observer.ranks.values(key).items()},
-            }
-            for key in observer.ranks.keys()
-        ],
-        "semantic": torch.stack(semantic, 1).tolist(),
-        "structural": torch.stack(structural, 1).tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
+    found.sensitivity = {
+        k: {name: v.tolist() for name, v in names.items()}
+        for k, names in observer.sensitivity.items()
     }
+    found.ranks = {
+        key: {name: v.tolist() for name, v in observer.ranks.values(key).items()}
+        for key in observer.ranks.keys()
+    }
+    found.semantic = torch.stack(semantic, 1).tolist()
+    found.structural = torch.stack(structural, 1).tolist()
+    found.low, found.high = low.tolist(), high.tolist()
+    return found

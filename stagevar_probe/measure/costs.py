@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -47,14 +46,14 @@ class Costs:
         """JSON-ready."""
         cells = [[*cell, ms, self.spread_ms[cell]] for cell, ms in self.ms.items()]
         rest = {"decode_ms": self.decode_ms, "batch": self.batch, "repeats": self.repeats}
-        return {"cells": cells, **rest}
+        return {"ms": cells, **rest}
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Costs:
         """The inverse of :meth:`dump`."""
         return cls(
-            {(k, rows, option): ms for k, rows, option, ms, _ in data["cells"]},
-            {(k, rows, option): spread for k, rows, option, _, spread in data["cells"]},
+            {(k, rows, option): ms for k, rows, option, ms, _ in data["ms"]},
+            {(k, rows, option): spread for k, rows, option, _, spread in data["ms"]},
             data["decode_ms"],
             data["batch"],
             data["repeats"],
@@ -122,38 +121,6 @@ def measure_costs(
         batch=conditioning.batch,
         repeats=repeats,
     )
-
-
-def time_generation(
-    model: ScaleModel,
-    conditioning: Conditioning,
-    plans: Sequence[Plan],
-    sampling: Sampling,
-    repeats: int = 5,
-) -> list[dict[str, Any]]:
-    """Compare plans in one run, interleaved, first round not counted.
-
-    Returns one dict a plan: ``loop_ms``, ``decode_ms``, ``total_ms`` medians and ``spread_ms`` of
-    the total, per batch.
-    """
-    seeds = list(range(conditioning.batch))
-    rows: list[list[tuple[float, float, float]]] = [[] for _ in plans]
-    for turn in range(repeats + 1):
-        for i, plan in enumerate(plans):
-            begun = time.perf_counter()
-            made = generate(model, conditioning, plan, seed=seeds)
-            total = 1000 * (time.perf_counter() - begun)
-            if turn:
-                rows[i].append((made.loop_ms, made.decode_ms, total))
-    return [
-        {
-            "loop_ms": median(r[0] for r in runs),
-            "decode_ms": median(r[1] for r in runs),
-            "total_ms": median(r[2] for r in runs),
-            "spread_ms": (max(r[2] for r in runs) - min(r[2] for r in runs)) / 2,
-        }
-        for runs in rows
-    ]
 
 
 def describe_scales(scales: Sequence[ScaleSpec]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
 import torch
 
 from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.summary import peak_memory
+
+Hardware = Mapping[str, str | int | float | bool]
 
 
 def hardware(model: ScaleModel) -> dict[str, str | int | float | bool]:
@@ -21,6 +24,11 @@ def hardware(model: ScaleModel) -> dict[str, str | int | float | bool]:
     if model.device.type == "cuda":
         out["name"] = torch.cuda.get_device_name(model.device)
     return out
+
+
+def dtype_name(model: ScaleModel) -> str:
+    """``float32``, ..."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def peak_memory_mb(model: ScaleModel) -> float:

@@ -5,125 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stagevar_runtime.errors import CalibrationError, one_line
+from stagevar_runtime.errors import CalibrationError, StagevarError, one_line
 from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.options.low_rank import Bases
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
 from .costs import Costs
+from .description import JobDescription, JobInputs
 from .interventions import Intervention, SearchSpace
+from .per_image import BY_INTERVENTION, PerImage, parse_tables
 from .validation import Validation
 
 VERSION = 1
 KIND = "stagevar-measurements"
-FEWEST = 12  # images that say something of a distribution
-JOB_KEYS = (
-    *("checkpoint", "family", "architecture", "weights", "schedule_name", "scales", "groups"),
-    *("inputs", "seed", "batch", "sampling", "metric", "max_loss", "dtype", "hardware", "version"),
-)
-NEWER_KEYS = ("features", "likeness", "reference")  # older files lack them
 
 
-@dataclass
-class Measurements:
-    """What was measured on the calibration inputs; scores per image, in the order of the inputs.
+@dataclass(kw_only=True)
+class Measurements(PerImage):
+    """What was measured of the calibration inputs: tables of scores, what was run (``job``), what
+    was tried, what it costs, and held-out figures by plan (``validation``)."""
 
-    ``job`` says what was run (model, inputs, sampling, metric, hardware). ``smooth`` and ``score``
-    hold, by intervention, one value an image (:class:`~stagevar_probe.metrics.quality.Quality`);
-    ``psnr`` dB to the exact image; ``distribution`` what it adds to the kernel distance lost, times
-    1000, where real pictures are known.
-    ``sensitivity[scale][name]``; ``ranks``: one dict a (scale, group, branch, centring) with one
-    value an image for each measure; ``semantic`` and ``structural`` ``[image][scale]``; ``low`` and
-    ``high`` frequency change. ``costs`` from :mod:`.cost`. ``validation``: held-out figures by
-    plan.
-    """
-
-    job: dict[str, Any]
+    job: JobDescription
     space: SearchSpace
     interventions: list[Intervention]
-    smooth: dict[str, list[float]] = field(default_factory=dict)
-    score: dict[str, list[float]] = field(default_factory=dict)
-    psnr: dict[str, list[float]] = field(default_factory=dict)
-    distribution: dict[str, list[float]] = field(default_factory=dict)
-    sensitivity: dict[int, dict[str, list[float]]] = field(default_factory=dict)
-    ranks: list[dict[str, Any]] = field(default_factory=list)
-    semantic: list[list[float]] = field(default_factory=list)
-    structural: list[list[float]] = field(default_factory=list)
-    low: list[list[float]] = field(default_factory=list)
-    high: list[list[float]] = field(default_factory=list)
     costs: Costs | None = None
     validation: Validation = field(default_factory=Validation)
 
-    def add(self, chunk: Mapping[str, Any]) -> None:
-        """Append what :func:`~.chunk.measure_chunk` gave of one chunk of images."""
-        for table in _BY_INTERVENTION:
-            own = getattr(self, table)
-            for name, values in chunk[table].items():
-                own.setdefault(name, []).extend(values)
-        for scale, names in chunk["sensitivity"].items():
-            mine = self.sensitivity.setdefault(int(scale), {})
-            for name, values in names.items():
-                mine.setdefault(name, []).extend(values)
-        for table in ("semantic", "structural", "low", "high"):
-            getattr(self, table).extend(chunk[table])
-        known = {_place(row): row for row in self.ranks}
-        for row in chunk["ranks"]:
-            if _place(row) in known:
-                for measure, values in row["values"].items():
-                    known[_place(row)]["values"][measure].extend(values)
-            else:
-                self.ranks.append(row)
-
-    def losses(self, intervention: str, table: str = "smooth") -> NDArray[np.float64]:
-        """Exact minus intervention for every image that has both."""
-        values = getattr(self, table)
-        mine = np.asarray(values[intervention])
-        return np.asarray(values[EXACT])[: len(mine)] - mine
-
-    def group_means(
-        self, scale: int, centring: str, measure: str, branch: str = "cond"
-    ) -> tuple[float, ...] | None:
-        """Mean over images of a rank measure, one value per group; None where none was measured."""
-        rows = [
-            row
-            for row in self.ranks
-            if (row["scale"], row["branch"], row["centring"]) == (scale, branch, centring)
-        ]
-        rows.sort(key=lambda row: row["group"])
-        return tuple(float(np.mean(row["values"][measure])) for row in rows) or None
-
-    def distribution_worse(self, intervention: str) -> float:
-        """How many standard errors the distribution is worse under an intervention than exact's; 0
-        where that is not known."""
-        values = np.asarray(self.distribution.get(intervention, ()))
-        if len(values) < FEWEST or not values.std():
-            return 0.0
-        return float(values.mean() / values.std() * np.sqrt(len(values)))
-
     def dump(self) -> dict[str, Any]:
         """JSON-ready, numbers rounded to 6 significant digits."""
-        out = asdict(replace(self, validation=Validation())) | {
-            "validation": self.validation.dump()
+        out = {
+            "job": self.job.dump(),
+            **self.tables(),
+            "costs": self.costs and self.costs.dump(),
+            "validation": self.validation.dump(),
+            "menu": _dump_space(self.space),  # names of version 1
+            "arms": [asdict(intervention) for intervention in self.interventions],
         }
-        out["menu"], out["arms"] = out.pop("space"), out.pop("interventions")  # names of version 1
-        for kind in ("tokens", "features"):
-            options = getattr(self.space, kind)
-            out["menu"][kind] = {n: o.model_dump(mode="json") for n, o in options.items()}
-        if self.costs:
-            out["costs"] = asdict(self.costs) | {
-                "ms": [
-                    [*cell, ms, self.costs.spread_ms[cell]] for cell, ms in self.costs.ms.items()
-                ]
-            }
-            del out["costs"]["spread_ms"]
         return {"kind": KIND, "version": VERSION, **_rounded(out)}
 
     @classmethod
@@ -141,56 +63,41 @@ class Measurements:
                 f"expected {KIND} version {VERSION}"
             )
         try:
-            absent = [key for key in JOB_KEYS if key not in data["job"]]
-            if absent or not data["smooth"].get(EXACT):
-                raise ValueError(f"nothing about {absent[0] if absent else 'the exact path'}")
-            space = SearchSpace(
-                schedules=dict(data["menu"]["schedules"]),
-                variants={n: (b, t) for n, (b, t) in data["menu"]["variants"].items()},
-                tokens={
-                    n: TokenOption.model_validate(t) for n, t in data["menu"]["tokens"].items()
-                },
-                features={
-                    n: FeatureOption.model_validate(f)
-                    for n, f in data["menu"].get("features", {}).items()
-                },
-                parts={
-                    n: {int(k): keep for k, keep in part.items()}
-                    for n, part in data["menu"].get("parts", {}).items()
-                },
-                precision=data["menu"].get("precision"),
-            )
-            costs = data["costs"]
+            if not data["smooth"].get(EXACT):
+                raise ValueError("nothing about the exact path")
             return cls(
-                job=data["job"],
-                space=space,
+                **parse_tables(data),
+                job=JobDescription.parse(data["job"]),
+                space=_parse_space(data["menu"]),
                 interventions=[Intervention(**intervention) for intervention in data["arms"]],
-                sensitivity={int(k): v for k, v in data["sensitivity"].items()},
-                costs=None
-                if costs is None
-                else Costs(
-                    ms={(k, r, o): ms for k, r, o, ms, _ in costs["ms"]},
-                    spread_ms={(k, r, o): s for k, r, o, _, s in costs["ms"]},
-                    decode_ms=costs["decode_ms"],
-                    batch=costs["batch"],
-                    repeats=costs["repeats"],
-                ),
-                **{
-                    name: data[name]
-                    for name in (
-                        *("smooth", "score", "psnr", "ranks", "semantic"),
-                        *("structural", "low", "high"),
-                    )
-                },
-                distribution=data.get("distribution", {}),
+                costs=None if data["costs"] is None else Costs.parse(data["costs"]),
                 validation=Validation.parse(data["validation"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, StagevarError, TypeError, ValueError) as error:
             raise CalibrationError(f"{source}: damaged measurements ({one_line(error)})") from error
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[k] for k in ("scale", "group", "branch", "centring"))
+def _dump_space(space: SearchSpace) -> dict[str, Any]:
+    options = {
+        kind: {n: o.model_dump(mode="json") for n, o in getattr(space, kind).items()}
+        for kind in ("tokens", "features")
+    }
+    return asdict(space) | options
+
+
+def _parse_space(data: Mapping[str, Any]) -> SearchSpace:
+    """Older files know neither features nor parts nor precision."""
+    return SearchSpace(
+        schedules=dict(data["schedules"]),
+        variants={n: (branch, warm) for n, (branch, warm) in data["variants"].items()},
+        tokens={n: TokenOption.model_validate(t) for n, t in data["tokens"].items()},
+        features={n: FeatureOption.model_validate(f) for n, f in data.get("features", {}).items()},
+        parts={
+            n: {int(k): keep for k, keep in part.items()}
+            for n, part in data.get("parts", {}).items()
+        },
+        precision=data.get("precision"),
+    )
 
 
 def _rounded(value: Any) -> Any:
@@ -230,7 +137,7 @@ def load_measurements(path: str | Path) -> Measurements:
     return Measurements.parse(read_json(Path(path)), path)
 
 
-INPUT_KEYS = ("inputs", "seed", "hardware", "max_loss", "min_speedup", "max_ms")
+OWN = ("inputs", "seed", "hardware", "max_loss", "min_speedup", "max_ms", "beside")  # of each job
 
 
 def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurements:
@@ -244,48 +151,48 @@ def merged(parts: Sequence[Measurements], sources: Sequence[str]) -> Measurement
         CalibrationError: two of them differ in more than their inputs, or share inputs.
     """
     first = parts[0]
-    job = first.job | {"inputs": dict(first.job["inputs"])}
-    out = Measurements(job, first.space, first.interventions, costs=first.costs)
+    out = Measurements(
+        job=first.job,
+        space=first.space,
+        interventions=first.interventions,
+        costs=first.costs,
+    )
     for part, source in zip(parts, sources, strict=True):
-        for key in [key for key in (*JOB_KEYS, *NEWER_KEYS) if key not in INPUT_KEYS]:
-            if part.job.get(key) != first.job.get(key):
+        for key in [key.name for key in fields(JobDescription) if key.name not in OWN]:
+            if getattr(part.job, key) != getattr(first.job, key):
                 raise CalibrationError(
-                    f"{source}: its {key} is {part.job.get(key)}, that of {sources[0]} is "
-                    f"{first.job.get(key)}; only jobs that differ in their inputs can be merged"
+                    f"{source}: its {key} is {getattr(part.job, key)}, that of {sources[0]} is "
+                    f"{getattr(first.job, key)}; only jobs that differ in their inputs can be "
+                    "merged"
                 )
         if (part.space, part.interventions) != (first.space, first.interventions):
             raise CalibrationError(f"{source}: measured other interventions than {sources[0]}")
         whole = len(out.smooth.get(EXACT, ()))
-        chunk = {name: getattr(part, name) for name in _TABLES}
-        for table in _BY_INTERVENTION:
-            own = getattr(out, table)
-            chunk[table] = {
+        without_gaps: dict[str, Any] = {
+            table: {
                 name: values
                 for name, values in getattr(part, table).items()
-                if len(own.get(name, ())) == whole
+                if len(getattr(out, table).get(name, ())) == whole
             }
-        out.add(_copied(chunk))
-    identities = {(p.job["inputs"]["sha256"], p.job["seed"]) for p in parts}
-    if len(identities) < len(parts):
-        raise CalibrationError("two of the files measured the same inputs with the same seed")
-    digest = hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()
-    out.job["inputs"] |= {
-        "name": "+".join(dict.fromkeys(part.job["inputs"]["name"] for part in parts)),
-        "sha256": f"sha256:{digest}",
-        "count": sum(part.job["inputs"]["count"] for part in parts),
-    }
+            for table in BY_INTERVENTION
+        }
+        out.add(replace(part, **without_gaps))
+    out.job = replace(first.job, inputs=_joined([part.job for part in parts]))
     return out
 
 
-_BY_INTERVENTION = ("smooth", "score", "psnr", "distribution")
-_TABLES = ("sensitivity", "ranks", "semantic", "structural", "low", "high")
-
-
-def _copied(value: Any) -> Any:
-    """Nested lists and dicts of its own, so that joining does not change the parts."""
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+def _joined(jobs: Sequence[JobDescription]) -> JobInputs:
+    """The inputs of several jobs as one's."""
+    identities = {(job.inputs.sha256, job.seed) for job in jobs}
+    if len(identities) < len(jobs):
+        raise CalibrationError("two of the files measured the same inputs with the same seed")
+    digest = hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()
+    return JobInputs(
+        name="+".join(dict.fromkeys(job.inputs.name for job in jobs)),
+        sha256=f"sha256:{digest}",
+        count=sum(job.inputs.count for job in jobs),
+        held_out=jobs[0].inputs.held_out,
+    )
 
 
 def without_bases(measured: Measurements, bases: Bases | None) -> Measurements:

@@ -44,19 +44,19 @@ def report_data(
 ) -> ReportData:
     """Everything the report shows."""
     job = measured.job
-    names = [f"{h}x{w}" for h, w, _ in job["scales"]]
+    names = job.scale_names
     best = measured.validation.plans.get("balanced")
     target = profile.target
     assert target is not None
     return ReportData(
-        title=job["checkpoint"],
-        subtitle=f"{job['family']}, {len(names)} scales to {names[-1]}, "
-        f"{job['hardware']['device']} {job['dtype']}, batch {job['batch']}",
+        title=job.checkpoint,
+        subtitle=f"{job.family}, {len(names)} scales to {names[-1]}, "
+        f"{job.hardware['device']} {job.dtype}, batch {job.batch}",
         satisfied=target.satisfied,
         verdict=sentences(best, target, measured.validation.evidence.get("balanced")),
         headlines=_headlines(best),
         facts=_facts(profile),
-        loss_name=f"{job['metric']} lost",
+        loss_name=f"{job.metric} lost",
         plans=_plan_rows(measured, profile),
         figures=[
             *(story(pipeline.model, profile, inputs) if pipeline and inputs else ()),
@@ -69,14 +69,14 @@ def report_data(
         notes=_notes(measured),
         provenance=[
             ("weights", str(profile.model.weights)),
-            ("inputs", f"{job['inputs']['name']}, {job['inputs']['sha256']}"),
+            ("inputs", f"{job.inputs.name}, {job.inputs.sha256}"),
             (
                 "created",
                 f"{profile.created_by.at} by {profile.created_by.tool} "
                 f"{profile.created_by.version}",
             ),
         ],
-        command=f"stagevar-probe calibrate {job['checkpoint']} --seed {job['seed']}",
+        command=f"stagevar-probe calibrate {job.checkpoint} --seed {job.seed}",
     )
 
 
@@ -208,7 +208,7 @@ def _notes(measured: Measurements) -> list[str]:
     elif len(attempts) > 1:
         notes.append(f"The plan was chosen {len(attempts)} times: earlier ones were too slow.")
     notes += [f"Not monotone: {sentence}." for sentence in measured.validation.not_monotone]
-    if measured.job["metric"] == "ssim-to-exact":
+    if measured.job.metric == "ssim-to-exact":
         notes.append(
             "No scorer is known for this checkpoint: quality is likeness to the exact picture, "
             "which says nothing about whether the picture is good."

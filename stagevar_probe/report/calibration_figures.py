@@ -24,7 +24,7 @@ def figures(measured: Measurements, profile: Profile) -> list[FigureData]:
     drawn = (
         _sensitivity(measured),
         _dropped(measured),
-        precision_figure(measured, _names(measured)),
+        precision_figure(measured, measured.job.scale_names),
         _ranks(measured),
         _stages(measured, profile),
         _frequency(measured),
@@ -40,15 +40,11 @@ def band(values: Any) -> plots.Band:
     return plots.Band(*(list(np.atleast_1d(x)) for x in (mean, low, high)))
 
 
-def _names(measured: Measurements) -> list[str]:
-    return [f"{height}x{width}" for height, width, _ in measured.job["scales"]]
-
-
 def _sensitivity(measured: Measurements) -> FigureData | None:
     scales = sorted(measured.sensitivity)
     if not scales:
         return None
-    title, names = "Guidance sensitivity", _names(measured)
+    title, names = "Guidance sensitivity", measured.job.scale_names
     series = {
         f"{branch} alone": band(np.array([measured.sensitivity[k][branch] for k in scales]).T)
         for branch in ("cond", "null")
@@ -63,7 +59,7 @@ def _sensitivity(measured: Measurements) -> FigureData | None:
 def _dropped(measured: Measurements) -> FigureData | None:
     """Only variants that ran on all images, where all of them have been measured: a variant may
     begin later than another."""
-    images, names = len(measured.smooth[EXACT]), _names(measured)
+    images, names = len(measured.smooth[EXACT]), measured.job.scale_names
     whole: dict[str, dict[int, Intervention]] = {}
     for variant in measured.space.variants:
         own = [a for a in measured.interventions if (a.variant, a.schedule) == (variant, PUBLISHED)]
@@ -76,7 +72,7 @@ def _dropped(measured: Measurements) -> FigureData | None:
         variant: band(np.array([measured.losses(own[k].name) for k in shared]).T)
         for variant, own in whole.items()
     }
-    unit = f"{measured.job['metric']} lost"
+    unit = f"{measured.job.metric} lost"
     at = [names[k] for k in shared]
     return FigureData(
         title="What dropping guidance costs",
@@ -86,7 +82,7 @@ def _dropped(measured: Measurements) -> FigureData | None:
 
 
 def _ranks(measured: Measurements) -> FigureData:
-    names, measure = _names(measured), ratio_name(ALPHA)
+    names, measure = measured.job.scale_names, ratio_name(ALPHA)
     panels = {
         label: np.array([measured.group_means(k, centring, measure) for k in range(len(names))]).T
         for label, centring in (("centred (pca)", "pca"), ("plain (svd)", "svd"))
@@ -104,7 +100,7 @@ def _stages(measured: Measurements, profile: Profile) -> FigureData:
     structure, refinement = profile.stages.structure, profile.stages.refinement
     job = measured.job
     svg = plots.stages(
-        _names(measured),
+        measured.job.scale_names,
         {"semantic": band(measured.semantic), "structural": band(measured.structural)},
         structure.scale,
         refinement.scale,
@@ -115,7 +111,7 @@ def _stages(measured: Measurements, profile: Profile) -> FigureData:
         title="Stages",
         svg=svg,
         caption="Likeness of the picture after each scale to the final one: cosine of features "
-        f"({job.get('features', 'of the metric')}), {job.get('likeness', 'SSIM')}.",
+        f"({job.features or 'of the metric'}), {job.likeness or 'SSIM'}.",
     )
 
 
@@ -124,7 +120,7 @@ def _frequency(measured: Measurements) -> FigureData:
     change = {"low": band(_shares(measured.low)), "high": band(_shares(measured.high))}
     return FigureData(
         title=title,
-        svg=plots.curves(_names(measured)[1:], change, "share of all its change", title),
+        svg=plots.curves(measured.job.scale_names[1:], change, "share of all its change", title),
         caption="Of all that the low (below a quarter of Nyquist) and the high spatial frequencies "
         "of the decoded picture change, how much changes at each scale (mean squares).",
     )
@@ -139,7 +135,7 @@ def _time(measured: Measurements, profile: Profile) -> FigureData:
     assert measured.costs
     ran, batch = _ran(measured, profile), measured.costs.batch
     svg = plots.time_bars(
-        _names(measured),
+        measured.job.scale_names,
         {name: [ms / batch for ms in f.scale_ms] for name, f in ran.items()},
         {name: {"decode": f.decode_ms / batch} for name, f in ran.items()},
     )
@@ -161,7 +157,7 @@ def _frontier(measured: Measurements, profile: Profile) -> FigureData:
         plots.Point(f.total_ms / f.batch, *f.loss, name)
         for name, f in _ran(measured, profile).items()
     ]
-    unit = f"{measured.job['metric']} lost"
+    unit = f"{measured.job.metric} lost"
     return FigureData(
         title="Frontier",
         svg=plots.frontier(points, profile.target.max_loss, unit),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from stagevar_runtime.loop.plan import EXACT
 
 from ..compare.comparison import Comparison, disturbance, pareto
 from ..compare.paired import Finding
 from ..compare.table import cells, head
+from ..measure.description import RunDescription
 from ..validate.rows import LOOKED
 from . import plots
 from .html import ReportData, TableData, write_report
@@ -18,23 +18,23 @@ SHOWN = (EXACT, "guidance", "preset", "plan", "skip")  # kinds whose pictures ar
 
 
 def write_comparison(
-    path: Path, found: Comparison, given: list[Finding], job: dict[str, Any], command: str
+    path: Path, found: Comparison, given: list[Finding], job: RunDescription, command: str
 ) -> None:
     """Write the report of a comparison, whole or not at all."""
     write_report(comparison_data(found, given, job, command), path)
 
 
 def comparison_data(
-    found: Comparison, given: list[Finding], job: dict[str, Any], command: str
+    found: Comparison, given: list[Finding], job: RunDescription, command: str
 ) -> ReportData:
-    """Everything the report shows. ``job``: what was run, as in the JSON."""
+    """Everything the report shows. ``job``: what was run."""
     front = pareto(found.figures)
     exact = found.figures[EXACT]
     fast = [name for name in front if name != EXACT]
     return ReportData(
-        title=f"{job['checkpoint']}: every method side by side",
-        subtitle=f"{job['family']}, {len(found.rows)} rows, {exact.images} images, "
-        f"batch {exact.batch}, {job['hardware']['device']} {job['dtype']}",
+        title=f"{job.checkpoint}: every method side by side",
+        subtitle=f"{job.family}, {len(found.rows)} rows, {exact.images} images, "
+        f"batch {exact.batch}, {job.hardware['device']} {job.dtype}",
         satisfied=None,
         verdict=f"{len(fast)} of {len(found.rows) - 1} rows are on the Pareto front of "
         f"end-to-end time and {exact.metric} lost: nothing else tried is both faster and "
@@ -66,7 +66,7 @@ def comparison_data(
             f"equal work (the exact path at any guidance) differ by {disturbance(found):.2f}x in "
             "loop time: no difference below that means anything.",
         ],
-        provenance=[(name, str(value)) for name, value in job.items()],
+        provenance=[(name, str(value)) for name, value in job.dump().items()],
         command=command,
     )
 

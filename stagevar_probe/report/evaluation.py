@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from stagevar_runtime.loop.plan import EXACT
 
 from ..evaluate.evaluation import Evaluation, table
+from ..measure.description import RunDescription
 from ..tables import ranged
 from . import plots
 from .html import ReportData, TableData, write_report
 
 
-def write_evaluation(path: Path, found: Evaluation, job: dict[str, Any], command: str) -> None:
+def write_evaluation(path: Path, found: Evaluation, job: RunDescription, command: str) -> None:
     """Write the report of an evaluation, whole or not at all."""
     write_report(evaluation_data(found, job, command), path)
 
@@ -39,8 +39,8 @@ def ceiling_lines(found: Evaluation) -> list[str]:
     return lines
 
 
-def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> ReportData:
-    """Everything the report shows. ``job``: what was run, as in the JSON."""
+def evaluation_data(found: Evaluation, job: RunDescription, command: str) -> ReportData:
+    """Everything the report shows. ``job``: what was run."""
     head, *rows = table(found)
     exact = found.figures[EXACT]
     best: dict[bool, list[plots.Point]] = {True: [], False: []}
@@ -58,9 +58,9 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
         "exact path. Brackets: 95 %.",
     )
     return ReportData(
-        title=f"{job['checkpoint']}: {job['suite']}",
+        title=f"{job.checkpoint}: {found.suite.name}",
         subtitle=f"{exact.images} images, batch {exact.batch}, "
-        f"{job['hardware']['device']} {job['dtype']}",
+        f"{job.hardware['device']} {job.dtype}",
         satisfied=None,
         verdict=f"The exact path passes {ranged(exact.passed)}.",
         headlines=[],
@@ -82,6 +82,6 @@ def evaluation_data(found: Evaluation, job: dict[str, Any], command: str) -> Rep
         pictures_caption="; ".join(found.prompts),
         tables=[cells],
         notes=ceiling_lines(found),
-        provenance=[(name, str(value)) for name, value in job.items()],
+        provenance=[(name, str(value)) for name, value in job.dump().items()],
         command=command,
     )

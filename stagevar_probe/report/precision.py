@@ -64,7 +64,7 @@ def precision_figure(measured: Measurements, names: Sequence[str]) -> FigureData
         svg=plots.curves(
             [names[k] for k in found],
             {str(measured.space.precision): band},
-            f"{measured.job['metric']} lost",
+            f"{measured.job.metric} lost",
             "Loss when products run in fewer bits",
         ),
         caption=where_it_is_free(measured, names),

@@ -69,7 +69,7 @@ def tag_tables(measured: Measurements) -> list[TableData]:
     return [
         {
             "title": "By kind of prompts",
-            "header": ["kind", f"{measured.job['metric']} lost", "shown to be within"],
+            "header": ["kind", f"{measured.job.metric} lost", "shown to be within"],
             "rows": rows,
             "caption": "The balanced plan on the inputs of its proof. All intervals hold at once, "
             "in 19 of 20 calibrations at each end.",

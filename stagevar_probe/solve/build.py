@@ -41,7 +41,7 @@ def problem_from(measured: Measurements, budget: float, caution: float = 0.0) ->
     skip: dict[tuple[int, int], float] = {}
     part: dict[str, float] = {}
     bits: dict[int, float] = {}
-    count = len(measured.job["scales"])
+    count = len(measured.job.scales)
     smooth = smoothed(measured)
     for intervention in measured.interventions:
         if len(measured.smooth.get(intervention.name, ())) < images:

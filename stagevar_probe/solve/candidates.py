@@ -59,7 +59,7 @@ def propose_candidates(
     problems = [problem_from(measured, max_loss, caution) for caution in CAUTION]
     problem, careful, _ = problems
     alone = {PUBLISHED: problem.schedules[PUBLISHED]}
-    published = [replace(p, schedules=alone, joint_loss={}, schedule_ms={}) for p in problems]
+    published = [replace(p, schedules=alone, joint_loss={}) for p in problems]
     loosest = max(BUDGETS.values()) * max_loss
     drops = [s for s in best_drops(careful) if s.loss <= loosest]
     must = {steps_of(s, measured) for s in drops}
@@ -80,8 +80,8 @@ def propose_candidates(
         candidates = [Candidate("", steps, s.ms, s.loss) for steps, s in found.items()]
         distinct |= {candidate.steps: candidate for candidate in _spread(candidates, must, size)}
     if cool:
-        tokens = [count for _, _, count in measured.job["scales"]]
-        warm = measured.job["sampling"]["temperature"]
+        tokens = [size.tokens for size in measured.job.scales]
+        warm = measured.job.sampling.temperature
         twins = [replace(c, steps=cooler(c.steps, tokens, warm)) for c in distinct.values()]
         distinct = {twin.steps: twin for twin in twins}
     ordered = sorted(distinct.values(), key=lambda c: -c.ms)

@@ -58,48 +58,35 @@ class _Columns:
         return len(self.guide) + len(self.skip) + len(self.part) + len(self.bits)
 
 
-def _columns(problem: Problem, gains: bool) -> _Columns:
-    def count(x: float) -> float:
-        return x if gains else max(x, 0.0)
-
+def _columns(problem: Problem) -> _Columns:
     guide: list[tuple[str, Drop | None]] = []
-    table: list[tuple[float, float, float]] = []  # ms, counted loss, raw loss
+    losses: list[tuple[float, ...]] = []  # of every column, in parts that are counted apart
     for name, offset in problem.schedules.items():
-        ms = problem.schedule_ms.get(name, 0.0)
         joint = {(k, v): x for (s, k, v), x in problem.joint_loss.items() if s == name}
         guide.append((name, None))
-        table.append((ms, count(offset), offset))
+        losses.append((offset,))
         for event in sorted({*problem.drop_loss, *joint}):
-            guide.append((name, event))
-            if event in joint:
-                table.append((ms, count(joint[event]), joint[event]))
-            else:  # a sum nobody measured: a gain of the schedule pays for no drop
-                x = problem.drop_loss[event]
-                table.append((ms, count(offset) + count(x), offset + x))
-    skip = sorted(problem.skip_loss)
-    for span in skip:
-        x = problem.skip_loss[span]
-        table.append((0.0, count(x), x))
-    part = sorted(problem.part_loss)
-    for name in part:
-        x = problem.part_loss[name]
-        table.append((0.0, count(x), x))
+            guide.append((name, event))  # a sum nobody measured: a gain of one pays for no other
+            losses.append((joint[event],) if event in joint else (offset, problem.drop_loss[event]))
+    skip, part = sorted(problem.skip_loss), sorted(problem.part_loss)
     bits = sorted(problem.bits_loss)
-    for start in bits:
-        x = problem.bits_loss[start]
-        table.append((0.0, count(x), x))
+    losses += [(problem.skip_loss[span],) for span in skip]
+    losses += [(problem.part_loss[name],) for name in part]
+    losses += [(problem.bits_loss[start],) for start in bits]
     scale: list[tuple[int, int, str]] = [(k, 0, SKIP) for k in range(problem.scales)]
-    table += [(0.0, 0.0, 0.0)] * problem.scales
+    losses += [()] * problem.scales
+    times = [0.0] * len(losses)
     for (k, rows, tokens), ms in problem.ms.items():
         option = tokens.removesuffix(FEWER_BITS)
         if option != tokens and not bits:
             continue
         if option == FULL or option in part or (k, option) in problem.token_loss:
-            x = problem.token_loss.get((k, option), 0.0)
             scale.append((k, rows, tokens))
-            table.append((ms, count(x), x))
-    ms_column, counted, raw = np.asarray(table).T
-    return _Columns(guide, skip, part, bits, scale, ms_column, counted, raw)
+            losses.append((problem.token_loss.get((k, option), 0.0),))
+            times.append(ms)
+    counted = np.array([sum(max(x, 0.0) for x in own) for own in losses], np.float64)
+    raw = np.array([sum(own) for own in losses], np.float64)
+    return _Columns(guide, skip, part, bits, scale, np.array(times, np.float64), counted, raw)
 
 
 def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], ...]:
@@ -178,9 +165,9 @@ def _matrix(problem: Problem, columns: _Columns) -> tuple[NDArray[np.float64], .
 class _Model:
     """One problem as a programme: minimise a cost under bounds on milliseconds and loss."""
 
-    def __init__(self, problem: Problem, gains: bool, time_limit: float) -> None:
+    def __init__(self, problem: Problem, time_limit: float) -> None:
         self.problem, self.time_limit = problem, time_limit
-        self.columns = _columns(problem, gains)
+        self.columns = _columns(problem)
         self.matrix, self.low, self.high = _matrix(problem, self.columns)
 
     def minimise(
@@ -258,35 +245,27 @@ class _Model:
         return self.solution(chosen, budget, proved and first[1])
 
 
-def solve(
-    problem: Problem,
-    budget: float | None = None,
-    *,
-    allow_gains: bool = False,
-    time_limit_s: float = 30.0,
-) -> Solution:
+def solve(problem: Problem, budget: float | None = None, *, time_limit_s: float = 30.0) -> Solution:
     """The fastest plan whose counted losses sum to at most ``budget`` (the problem's by default).
 
     An option that measured better than exact counts as 0, so that noise is not spent on other
-    options; ``allow_gains`` lets it offset them. (A joint loss is one measurement: a schedule that
-    gains more than its drop loses counts as 0 there.) Either way, plans of equal time are ranked by
-    their loss with gains. If nothing fits the budget the exact path comes back, ``feasible``
-    False. Raises nothing: a time limit gives the best plan found, ``optimal`` False.
+    options. (A joint loss is one measurement: a schedule that gains more than its drop loses counts
+    as 0 there.) Plans of equal time are ranked by their loss with gains. If nothing fits the budget
+    the exact path comes back, ``feasible`` False. Raises nothing: a time limit gives the best plan
+    found, ``optimal`` False.
     """
     limit = problem.budget if budget is None else budget
-    model = _Model(problem, allow_gains, time_limit_s)
+    model = _Model(problem, time_limit_s)
     return model.fastest(limit) or replace(exact_plan(problem, limit), feasible=False)
 
 
-def least_loss(
-    problem: Problem, max_ms: float, *, allow_gains: bool = False, time_limit_s: float = 30.0
-) -> Solution:
+def least_loss(problem: Problem, max_ms: float, *, time_limit_s: float = 30.0) -> Solution:
     """The plan that loses least within ``max_ms`` of loop time; among those the fastest.
 
     Its budget is its own loss. Where nothing is that fast, the fastest plan of all comes back,
     ``feasible`` False.
     """
-    model = _Model(problem, allow_gains, time_limit_s)
+    model = _Model(problem, time_limit_s)
     best = model.minimise(model.columns.loss, np.inf, max_ms * (1 + ROUNDING))
     feasible = best is not None
     if best is None:
@@ -306,7 +285,6 @@ def frontier(
     points: int = 9,
     *,
     max_loss: float = np.inf,
-    allow_gains: bool = False,
     time_limit_s: float = 30.0,
 ) -> list[Solution]:
     """At most ``points`` non-dominated plans, slow to fast.
@@ -317,7 +295,7 @@ def frontier(
     """
     if points < 2:
         raise CalibrationError(f"got {points} points, expected 2 or more")
-    model = _Model(problem, allow_gains, time_limit_s)
+    model = _Model(problem, time_limit_s)
     least = model.minimise(model.columns.loss, np.inf)
     quickest = model.minimise(model.columns.ms, max_loss)
     if least is None or quickest is None:
@@ -345,7 +323,7 @@ def least_loss_per_speed(
     at most ``max_loss``. A :func:`frontier` leaves out what a faster plan beats; where losses are
     noisy that may be luck. A pace at which no plan keeps ``max_loss`` has none.
     """
-    model = _Model(problem, False, time_limit_s)
+    model = _Model(problem, time_limit_s)
     quickest = model.minimise(model.columns.ms, max_loss)
     if quickest is None:
         return []

@@ -51,7 +51,6 @@ class Problem:
     skip_loss: Mapping[Skip, float] = field(default_factory=dict)
     schedules: Mapping[str, float] = field(default_factory=lambda: {"published": 0.0})
     joint_loss: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
-    schedule_ms: Mapping[str, float] = field(default_factory=dict)
     part_loss: Mapping[str, float] = field(default_factory=dict)
     bits_loss: Mapping[int, float] = field(default_factory=dict)
     apart: frozenset[str] = frozenset()
@@ -75,8 +74,7 @@ class Problem:
         if not {name for name, _, _ in self.joint_loss} <= set(self.schedules):
             raise CalibrationError("joint_loss names a schedule that is not in schedules")
         figures = [*self.ms.values(), *self.drop_loss.values(), *self.token_loss.values()]
-        figures += [*self.skip_loss.values(), *self.schedules.values()]
-        figures += [*self.joint_loss.values(), *self.schedule_ms.values()]
+        figures += [*self.skip_loss.values(), *self.schedules.values(), *self.joint_loss.values()]
         figures += [*self.part_loss.values(), *self.bits_loss.values()]
         if not all(isfinite(x) for x in figures):
             raise CalibrationError("costs and losses hold NaN or infinity, expected finite values")
@@ -94,8 +92,7 @@ class Problem:
     @property
     def exact_ms(self) -> float:
         """Milliseconds of the exact path: every scale full, default schedule."""
-        full = sum(self.ms[k, self.rows, FULL] for k in range(self.scales))
-        return full + self.schedule_ms.get(self.default_schedule, 0.0)
+        return sum(self.ms[k, self.rows, FULL] for k in range(self.scales))
 
 
 @dataclass(frozen=True)

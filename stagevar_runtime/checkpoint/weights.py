@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +94,21 @@ def converted(
             f"tensor {name} overflows in {short}. Load with dtype=bfloat16 or float32"
         )
     return made
+
+
+@contextmanager
+def complete(family: str) -> Iterator[None]:
+    """Reading tensors of a checkpoint that every one of its family has.
+
+    Raises:
+        CheckpointError: one of them is missing.
+    """
+    try:
+        yield
+    except KeyError as missing:
+        raise CheckpointError(
+            f"not a complete {family} checkpoint: tensor {missing} is missing"
+        ) from missing
 
 
 def block_count(names: Iterable[str], prefix: str, most: int = MOST_BLOCKS) -> int:

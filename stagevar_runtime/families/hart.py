@@ -9,28 +9,20 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, V
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.weights import block_count, scale_sizes, square_sides
+from ..checkpoint.weights import block_count, complete, scale_sizes, square_sides
 from ..errors import CheckpointError, StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import Residual
 from ..model.inputs import finite, integer, shown, tensor
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import (
-    Conditioning,
-    ModelInfo,
-    Positions,
-    ScaleSpec,
-    State,
-    split_depth,
-    tile_on,
-)
+from ..model.protocol import Conditioning, Positions, ScaleSpec, State
 from ..model.sampling import Drawn, Noise, Sampling, ScaleSampling
 from .parts.codebook import CodebookModel
 from .parts.diffusion import DiffusionHead, NumberEmbedding, denoising_steps
@@ -39,7 +31,6 @@ from .parts.rope import at_positions, grid_angles, text_angles
 from .parts.text_inputs import checked_mask, checked_text
 from .tokenizers.vqvae import VQVAE
 
-GROUPS = 4
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")
 FLOAT32 = ("head", "head_nm", "decoder_norm", "diffloss")
 Modulation = tuple[Tensor, ...] | None
@@ -77,7 +68,7 @@ class HARTConfig:
             UnsupportedModelError: a variant that was never published.
         """
         _refuse_variants(tensors)
-        try:
+        with complete("HART"):
             width, code_width = tensors["word_embed.weight"].shape
             counts = scale_sizes(tensors["lvl_1L"])
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
@@ -110,10 +101,6 @@ class HARTConfig:
                     "num_sampling_steps", _whole(said.get("num_sampling_steps", 8)), 1, 1000
                 ),
             )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"not a complete HART checkpoint: tensor {missing} is missing"
-            ) from missing
 
 
 def _whole(said: Any) -> Any:
@@ -206,17 +193,10 @@ class HART(CodebookModel):
         self, config: HARTConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
     ) -> None:
         super().__init__(config, transformer, tokenizer, dtype)
-        self.info = ModelInfo(
-            family=self.family,
-            depth=config.depth,
-            width=config.width,
-            heads=config.heads,
-            tile=tile_on(self.device),
-            groups=split_depth(config.depth, GROUPS),
-            guidance="ramp",
+        self.info = replace(
+            self.info,
             guidance_held=True,
             inputs=("context", "mask"),
-            config=asdict(config),
             notes=("hart ends in a diffusion stage: the last scale runs on all its tokens",),
         )
         late = max(0, len(config.sides) - 7)
@@ -319,9 +299,7 @@ class HART(CodebookModel):
             x = state.rows["text"] + level
         else:
             angles = grid_angles(scale.height, self.config.sides[-1], position[:, -1], width)
-            grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
-            x = self.transformer.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + level
-            x = x.repeat(len(state.branches), 1, 1)
+            x = self.embed_canvas(state, scale, level)
         state.rows["rotation"] = (angles.cos(), angles.sin())
         return x
 

@@ -10,37 +10,28 @@ row. Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C wid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import block_count
-from ..errors import CheckpointError, StagevarError, UnsupportedModelError
+from ..checkpoint.weights import block_count, complete
+from ..errors import StagevarError, UnsupportedModelError
 from ..kernels.heads import Rotation
 from ..kernels.linear import Linear
 from ..kernels.norms import PLAIN, Residual
 from ..model.inputs import number, parse_sides, plain, shown
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import (
-    Conditioning,
-    ModelInfo,
-    Positions,
-    ScaleSpec,
-    State,
-    split_depth,
-    tile_on,
-)
+from ..model.protocol import Conditioning, Positions, ScaleSpec, State
 from ..model.sampling import Noise, Sampling
-from .parts.codebook import CodebookModel
+from .parts.codebook import TextCodebookModel
 from .parts.layers import Attention, FeedForward, TextAttention
 from .parts.rope import at_positions, axial_angles
-from .parts.text_inputs import additive, text_and_pooled
+from .parts.text_inputs import additive
 from .tokenizers.vqvae import VQVAE
 
-GROUPS = 4
 SCHEDULES = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
@@ -75,6 +66,11 @@ class STARConfig:
     rope_norm: float = 64.0
     rope_theta: float = 10000.0
 
+    @property
+    def pooled_width(self) -> int:
+        """Pooled text is as wide as hidden states."""
+        return self.context_width
+
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> STARConfig:
         """Read off the tensors' shapes; ``options`` say what these do not (see :class:`STAR`).
@@ -84,7 +80,7 @@ class STARConfig:
             UnsupportedModelError: a variant that was trained otherwise.
         """
         _refuse_variants(tensors)
-        try:
+        with complete("STAR"):
             width, code_width = tensors["word_embed.weight"].shape
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
             levels = tensors.get("lvl_embed.weight")
@@ -103,10 +99,6 @@ class STARConfig:
                 rope_norm=_positive("rope_norm", options.get("rope_norm", 64.0)),
                 rope_theta=_positive("rope_theta", options.get("rope_theta", 10000.0)),
             )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"not a complete STAR checkpoint: tensor {missing} is missing"
-            ) from missing
 
 
 def _refuse_variants(tensors: Mapping[str, Tensor]) -> None:
@@ -204,12 +196,13 @@ class Transformer(nn.Module):
         self.encoder_proj = Linear(config.context_width, c)
 
 
-class STAR(CodebookModel):
+class STAR(TextCodebookModel):
     """A STAR transformer with its tokenizer, speaking the model protocol.
 
     Options: ``resolution`` 256, 512 or 1024 (tensors do not tell 256 from 512; 256 is taken),
     or ``patch_nums``, the side of every scale; ``rope_norm``, ``rope_theta`` and ``logit_norm``
-    where they differ from every published configuration.
+    where they differ from every published configuration. Text is Stable Diffusion 2.1's CLIP's,
+    1024 wide; of the empty prompt's only ``null_pooled`` reaches the result (see the module).
     """
 
     family = "star"
@@ -224,20 +217,7 @@ class STAR(CodebookModel):
         self, config: STARConfig, transformer: Transformer, tokenizer: VQVAE, dtype: torch.dtype
     ) -> None:
         super().__init__(config, transformer, tokenizer, dtype)
-        self.info = ModelInfo(
-            family=self.family,
-            depth=config.depth,
-            width=config.width,
-            heads=config.heads,
-            tile=tile_on(self.device),
-            groups=split_depth(config.depth, GROUPS),
-            rows_independent=False,
-            guidance="ramp",
-            inputs=("context", "pooled", "mask"),
-            optional_inputs=("null_context", "null_pooled", "null_mask"),
-            config=asdict(config),
-            notes=(LEAK,),
-        )
+        self.info = replace(self.info, rows_independent=False, notes=(LEAK,))
         self.default_sampling = Sampling(guidance=4.5, top_k=600, top_p=0.8)
         width = config.width // config.heads
         angles = [
@@ -265,33 +245,6 @@ class STAR(CodebookModel):
         open_ = len(config.sides) == 10 and not {"resolution", "patch_nums"} & set(said)
         return (GUESSED,) if open_ else ()
 
-    def condition(
-        self,
-        context: Tensor,
-        pooled: Tensor,
-        mask: Tensor,
-        null_context: Tensor | None = None,
-        null_pooled: Tensor | None = None,
-        null_mask: Tensor | None = None,
-    ) -> Conditioning:
-        """Features of the prompts and of the empty prompt, of Stable Diffusion 2.1's CLIP.
-
-        Args:
-            context: ``(B, T, 1024)``, its last hidden state.
-            pooled: ``(B, 1024)``, its pooler output.
-            mask: ``(B, T)``, True where there is a token.
-            null_context, null_pooled, null_mask: the same of ``""``; one row serves all images.
-                Only ``null_pooled`` reaches the result, see the module's docstring.
-
-        Raises:
-            StagevarError: a shape is wrong or something is missing.
-        """
-        return text_and_pooled(
-            *(context, pooled, mask, null_context, null_pooled, null_mask),
-            context_width=self.config.context_width,
-            pooled_width=self.config.context_width,
-        )
-
     def begin(
         self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
     ) -> State:
@@ -318,9 +271,7 @@ class STAR(CodebookModel):
         level = t.lvl_embed.weight[scale.index] if self.config.levels else 0.0
         if scale.index == 0:
             return state.rows["start"][:, None] + t.pos_start + level
-        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
-        x = t.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + level
-        return x.repeat(len(state.branches), 1, 1)
+        return self.embed_canvas(state, scale, level)
 
     def run(
         self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None

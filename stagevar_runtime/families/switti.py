@@ -7,13 +7,13 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, T text tokens, C width, V
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.weights import block_count, scale_sizes, square_sides
+from ..checkpoint.weights import block_count, complete, scale_sizes, square_sides
 from ..errors import CheckpointError
 from ..kernels.attention import attend
 from ..kernels.heads import Heads, Rotation, split_heads
@@ -22,18 +22,9 @@ from ..kernels.norms import PLAIN, Residual
 from ..kernels.slots import NONE, Kernels
 from ..model.inputs import integer, number
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import (
-    Branch,
-    Conditioning,
-    ModelInfo,
-    Positions,
-    ScaleSpec,
-    State,
-    split_depth,
-    tile_on,
-)
+from ..model.protocol import Branch, Conditioning, Positions, ScaleSpec, State
 from ..model.sampling import Noise, Sampling
-from .parts.codebook import CodebookModel
+from .parts.codebook import TextCodebookModel
 from .parts.layers import (
     FeedForward,
     Fourier,
@@ -44,9 +35,8 @@ from .parts.layers import (
     cached_heads,
 )
 from .parts.rope import at_positions, axial_angles
-from .parts.text_inputs import additive, text_and_pooled
+from .parts.text_inputs import additive
 
-GROUPS = 4
 CROP = (512, 512, 0, 0)  # original height and width, crop corner: fixed at inference, as published
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")
 Modulation = tuple[Tensor, ...]
@@ -79,7 +69,7 @@ class SwittiConfig:
         Raises:
             CheckpointError: a tensor that every Switti has is missing.
         """
-        try:
+        with complete("Switti"):
             width, code_width = tensors["word_embed.weight"].shape
             gated = "blocks.0.ffn.up_proj.weight" in tensors
             causal = said.get("use_ar")
@@ -108,10 +98,6 @@ class SwittiConfig:
                 rope_size=number("rope_size", said.get("rope_size", 128), 0, open_low=True),
                 rope_theta=number("rope_theta", said.get("rope_theta", 10000), 0, open_low=True),
             )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"not a complete Switti checkpoint: tensor {missing} is missing"
-            ) from missing
 
 
 class SelfAttention(nn.Module):
@@ -218,8 +204,12 @@ class Transformer(nn.Module):
         return self.crop_proj(self.crop_embed(crop).reshape(1, -1))
 
 
-class Switti(CodebookModel):
-    """A Switti transformer with its tokenizer, speaking the model protocol."""
+class Switti(TextCodebookModel):
+    """A Switti transformer with its tokenizer, speaking the model protocol.
+
+    ``context`` ``(B, T, 2048)`` is CLIP ViT-L/14's last hidden state beside ViT-bigG/14's,
+    ``pooled`` ``(B, 1280)`` bigG's pooler output, ``mask`` where bigG's tokenizer put a token.
+    """
 
     family = "switti"
     draw_first = False
@@ -231,19 +221,7 @@ class Switti(CodebookModel):
         self, config: SwittiConfig, transformer: Transformer, tokenizer: Any, dtype: torch.dtype
     ) -> None:
         super().__init__(config, transformer, tokenizer, dtype)
-        self.info = ModelInfo(
-            family=self.family,
-            depth=config.depth,
-            width=config.width,
-            heads=config.heads,
-            tile=tile_on(self.device),
-            groups=split_depth(config.depth, GROUPS),
-            causal=config.causal,
-            guidance="ramp",
-            inputs=("context", "pooled", "mask"),
-            optional_inputs=("null_context", "null_pooled", "null_mask"),
-            config=asdict(config),
-        )
+        self.info = replace(self.info, causal=config.causal)
         self.default_sampling = Sampling(guidance=6.0, top_k=400, top_p=0.95)
         if len(config.sides) == 14:  # README of Switti-1024; fewer scales: the pipeline's defaults
             self.default_sampling = Sampling(
@@ -266,32 +244,6 @@ class Switti(CodebookModel):
     def recognise(names: Mapping[str, Any]) -> bool:
         """Whether tensor names are a Switti's."""
         return {"text_pooler.weight", "blocks.0.self_attention_norm1.weight"} <= names.keys()
-
-    def condition(
-        self,
-        context: Tensor,
-        pooled: Tensor,
-        mask: Tensor,
-        null_context: Tensor | None = None,
-        null_pooled: Tensor | None = None,
-        null_mask: Tensor | None = None,
-    ) -> Conditioning:
-        """Features of the prompts and of the empty prompt.
-
-        Args:
-            context: ``(B, T, 2048)``, CLIP ViT-L/14's last hidden state beside ViT-bigG/14's.
-            pooled: ``(B, 1280)``, bigG's pooler output.
-            mask: ``(B, T)``, True where bigG's tokenizer put a token.
-            null_context, null_pooled, null_mask: the same of ``""``; one row serves all images.
-
-        Raises:
-            StagevarError: a shape is wrong or something is missing.
-        """
-        return text_and_pooled(
-            *(context, pooled, mask, null_context, null_pooled, null_mask),
-            context_width=self.config.context_width,
-            pooled_width=self.config.pooled_width,
-        )
 
     def begin(
         self, conditioning: Conditioning, scales: tuple[ScaleSpec, ...], noise: Noise, guided: bool
@@ -322,9 +274,7 @@ class Switti(CodebookModel):
             position = position + t.pos_1LC[:, self._starts[k] : self._starts[k + 1]]
         if k == 0:
             return state.rows["condition"][:, None] + t.pos_start + position
-        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
-        x = t.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + position
-        return x.repeat(len(state.branches), 1, 1)
+        return self.embed_canvas(state, scale, position)
 
     def run(
         self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None

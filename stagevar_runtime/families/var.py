@@ -6,7 +6,7 @@ Shapes: B images, rows = B or 2B, n tokens of a scale, C width, H heads, c head 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,22 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.weights import block_count, scale_sizes, square_sides
+from ..checkpoint.weights import block_count, complete, scale_sizes, square_sides
 from ..errors import CheckpointError, StagevarError
 from ..kernels.linear import WHOLE, Linear, LowRankLayers
 from ..kernels.norms import PLAIN, Residual
 from ..model.inputs import labels as checked_labels
 from ..model.inputs import parse_sides, shown
 from ..model.kvcache import KVCache, empty_caches
-from ..model.protocol import (
-    Conditioning,
-    ModelInfo,
-    Positions,
-    ScaleSpec,
-    State,
-    split_depth,
-    tile_on,
-)
+from ..model.protocol import Conditioning, Positions, ScaleSpec, State
 from ..model.sampling import Noise, Sampling
 from ..options.low_rank import Layer, LowRank
 from ..options.precision import Precisions
@@ -37,7 +29,6 @@ from .parts.codebook import CodebookModel
 from .parts.layers import Attention, FeedForward, Head, ada_linear
 from .tokenizers.vqvae import VQVAE
 
-GROUPS = 4  # groups of blocks that ranks and token reduction work on
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking")  # rebuilt, or training only
 Modulation = tuple[Tensor, ...]  # six of (rows, 1, C): gamma1, gamma2, 1 + scale1, 1 + scale2, ...
 
@@ -69,7 +60,7 @@ class VARConfig:
             CheckpointError: a tensor that every VAR has is missing.
         """
         said = said or {}
-        try:
+        with complete("VAR"):
             width, code_width = tensors["word_embed.weight"].shape
             scale_mul = tensors.get("blocks.0.attn.scale_mul_1H11")
             return cls(
@@ -84,10 +75,6 @@ class VARConfig:
                 shared_adaln="shared_ada_lin.1.weight" in tensors,
                 l2_norm=scale_mul is not None,
             )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"not a complete VAR checkpoint: tensor {missing} is missing"
-            ) from missing
 
 
 def _sides(tensors: Mapping[str, Tensor], asked: Any) -> tuple[int, ...]:
@@ -189,22 +176,10 @@ class VAR(CodebookModel):
         super().__init__(config, transformer, tokenizer, dtype)
         for block in transformer.blocks:
             block.attn.prepare()  # type: ignore[operator,union-attr]
-        groups = split_depth(config.depth, GROUPS)
-        self.low_rank = LowRank([block.layers() for block in transformer.blocks], groups)  # type: ignore[operator]
+        layers = [block.layers() for block in self.blocks]  # type: ignore[operator]
+        self.low_rank = LowRank(layers, self.info.groups)
         self.precisions = Precisions([block.products() for block in self.blocks])  # type: ignore[operator]
-        self.info = ModelInfo(
-            family=self.family,
-            depth=config.depth,
-            width=config.width,
-            heads=config.heads,
-            tile=tile_on(self.device),
-            groups=groups,
-            guidance="ramp",
-            inputs=("labels",),
-            classes=config.classes,
-            layers=self.low_rank.widths,
-            config=asdict(config),
-        )
+        self.info = replace(self.info, classes=config.classes, layers=self.low_rank.widths)
         self.default_sampling = Sampling(guidance=1.5, top_k=900, top_p=0.96)
         starts = [0]
         for side in config.sides:
@@ -261,9 +236,7 @@ class VAR(CodebookModel):
         if scale.index == 0:
             start = state.rows["condition"][:, None] + self.transformer.pos_start
             return (start + position).to(self.dtype)
-        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
-        x = self.transformer.word_embed(grid.flatten(2).transpose(1, 2).to(self.dtype)) + position
-        return x.repeat(len(state.branches), 1, 1)
+        return self.embed_canvas(state, scale, position)
 
     def run(
         self, state: State, scale: ScaleSpec, x: Tensor, blocks: range, positions: Positions = None

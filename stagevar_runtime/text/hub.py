@@ -47,6 +47,24 @@ def from_hub(source: str, what: str, load: Callable[[bool], T]) -> T:
         ) from error
 
 
+class Loaded:
+    """A tokenizer and an encoder, loaded by the first prompts that need them."""
+
+    device: torch.device
+    _parts: tuple[Any, Any] | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Encode there from now on; what was loaded moves along."""
+        self.device = device
+        if self._parts is not None:
+            self._parts[1].to(device)
+
+    def drop(self) -> None:
+        """Forget the encoder and free its memory; the next new prompt loads it again."""
+        self._parts = None
+        free(self.device)
+
+
 def ready(model: Any, device: torch.device) -> Any:
     """A module on its device, for inference."""
     return model.to(device).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hub import checked_prompts, free, from_hub, ready, transformers_module
+from .hub import Loaded, checked_prompts, from_hub, ready, transformers_module
 
 HART_ENCODER = "mit-han-lab/Qwen2-VL-1.5B-Instruct"
 TOKENS = 300
@@ -22,7 +22,7 @@ TOKENS = 300
 Parts = tuple[Any, Any]  # tokenizer and language model, called as those of transformers
 
 
-class QwenEncoder:
+class QwenEncoder(Loaded):
     """Prompts to features: the last hidden state of each prompt's 300 tokens, padding included.
 
     Args:
@@ -49,7 +49,6 @@ class QwenEncoder:
         on_cuda = self.device.type == "cuda"
         self.dtype = dtype or (torch.float16 if on_cuda else torch.float32)
         self._load = load or self._from_transformers
-        self._parts: Parts | None = None
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], batch: int = 16) -> dict[str, Tensor]:
@@ -66,17 +65,6 @@ class QwenEncoder:
             for start in range(0, len(prompts), batch)
         ]
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
-
-    def to(self, device: torch.device) -> None:
-        """Encode there from now on; what was loaded moves along."""
-        self.device = device
-        if self._parts is not None:
-            self._parts[1].to(device)
-
-    def drop(self) -> None:
-        """Forget the encoder and free its memory; the next prompts load it again."""
-        self._parts = None
-        free(self.device)
 
     def _run(self, prompts: list[str]) -> dict[str, Tensor]:
         self._parts = self._parts or self._load()

@@ -8,7 +8,6 @@ pipeline.generate(text=text, mask=mask)
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, StagevarError, one_line
 from ..files import write_whole
+from .hub import Loaded
 
 INFINITY_ENCODER = "google/flan-t5-xl"
 MAX_LENGTH = 512
@@ -31,7 +31,7 @@ Parts = tuple[Any, Any]  # tokenizer and encoder, called as those of transformer
 logger = logging.getLogger("stagevar_runtime")
 
 
-class T5Encoder:
+class T5Encoder(Loaded):
     """Prompts to features, one prompt's cached on disk or not.
 
     Args:
@@ -59,7 +59,6 @@ class T5Encoder:
         self.max_length = max_length
         self.cache = None if cache is None else Path(cache)
         self._load = load or self._from_transformers
-        self._parts: Parts | None = None
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], batch: int = 16) -> tuple[Tensor, Tensor]:
@@ -88,19 +87,6 @@ class T5Encoder:
         )
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask.to(self.device)
-
-    def to(self, device: torch.device) -> None:
-        """Encode there from now on; what was loaded moves along."""
-        self.device = device
-        if self._parts is not None:
-            self._parts[1].to(device)
-
-    def drop(self) -> None:
-        """Forget the encoder and free its memory; the next new prompt loads it again."""
-        self._parts = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _run(self, prompts: list[str]) -> list[Tensor]:
         """One ``(tokens, width)`` a prompt, as the encoder makes them."""

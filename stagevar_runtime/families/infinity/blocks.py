@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint.weights import block_count
+from ...checkpoint.weights import block_count, complete
 from ...errors import CheckpointError
 from ...kernels.attention import attend
 from ...kernels.heads import Heads, Rotation
@@ -71,7 +71,7 @@ class InfinityConfig:
         count = 1 + max((i for i, _ in chunked), default=-1)
         chunks = tuple(1 + max((j for i, j in chunked if i == k), default=-1) for k in range(count))
         first = "block_chunks.0.module.0." if chunked else "blocks.0."
-        try:
+        with complete("Infinity"):
             width, bits = tensors["word_embed.weight"].shape
             outputs = tensors["head.weight"].shape[0]
             length, text_width = tensors["cfg_uncond"].shape
@@ -89,10 +89,6 @@ class InfinityConfig:
                 shared_adaln="shared_ada_lin.1.weight" in tensors,
                 cross_gamma=first + "ca_gamma" in tensors,
             )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"not a complete Infinity checkpoint: tensor {missing} is missing"
-            ) from missing
         if outputs != 2 * bits:
             raise CheckpointError(
                 f"the head has {outputs} outputs, expected {2 * bits}: two for each of {bits} bits"

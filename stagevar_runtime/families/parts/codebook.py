@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,12 +12,23 @@ from torch import Tensor, nn
 from ...checkpoint.reader import Checkpoint
 from ...checkpoint.weights import load_exactly
 from ...errors import CheckpointError
-from ...model.protocol import ScaleModel, ScaleSpec, State
+from ...model.protocol import (
+    Conditioning,
+    ModelInfo,
+    ScaleModel,
+    ScaleSpec,
+    State,
+    split_depth,
+    tile_on,
+)
 from ...model.sampling import Drawn, ScaleSampling, draw, mask_logits, mix
 from ..tokenizers.vqvae import VQVAE
+from .text_inputs import text_and_pooled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+GROUPS = 4  # groups of blocks that ranks and token reduction work on
 
 
 class CodebookModel(ScaleModel):
@@ -30,7 +41,8 @@ class CodebookModel(ScaleModel):
     ``network_type`` is made of a configuration.
     """
 
-    config: Any  # sides, code_width
+    family: ClassVar[str]
+    config: Any  # depth, width, heads, sides, vocabulary, code_width
     tokenizer: VQVAE
     draw_first: ClassVar[bool] = True
     options: tuple[str, ...] = ()
@@ -42,6 +54,16 @@ class CodebookModel(ScaleModel):
         self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
         self.dtype, self.device = dtype, next(transformer.parameters()).device
         self.blocks = list(transformer.blocks)
+        self.info = ModelInfo(
+            family=self.family,
+            depth=config.depth,
+            width=config.width,
+            heads=config.heads,
+            tile=tile_on(self.device),
+            groups=split_depth(config.depth, GROUPS),
+            guidance="ramp",
+            config=asdict(config),
+        )
 
     @staticmethod
     def settings(opened: Checkpoint, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,6 +126,13 @@ class CodebookModel(ScaleModel):
             batch, self.config.code_width, last.height, last.width, device=self.device
         )
 
+    def embed_canvas(self, state: State, scale: ScaleSpec, position: Tensor | float) -> Tensor:
+        """The canvas so far, shrunk to this scale, ``position`` added: ``(rows, n, C)``."""
+        grid = self.tokenizer.shrink(state.canvas, (scale.height, scale.width))
+        tokens = grid.flatten(2).transpose(1, 2).to(self.dtype)
+        x = self.transformer.word_embed(tokens) + position
+        return x.repeat(len(state.branches), 1, 1)
+
     def sample(
         self, state: State, scale: ScaleSpec, logits: Tensor, sampling: ScaleSampling
     ) -> Drawn:
@@ -135,6 +164,44 @@ class CodebookModel(ScaleModel):
     def decode(self, state: State) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1]."""
         return self.tokenizer.decode(state.canvas)
+
+
+class TextCodebookModel(CodebookModel):
+    """A codebook model that is conditioned on hidden states of a text encoder and a pooled one."""
+
+    config: Any  # and context_width, pooled_width
+
+    def __init__(self, config: Any, transformer: Any, tokenizer: VQVAE, dtype: torch.dtype) -> None:
+        super().__init__(config, transformer, tokenizer, dtype)
+        inputs = ("context", "pooled", "mask")
+        null = tuple(f"null_{name}" for name in inputs)
+        self.info = replace(self.info, inputs=inputs, optional_inputs=null)
+
+    def condition(
+        self,
+        context: Tensor,
+        pooled: Tensor,
+        mask: Tensor,
+        null_context: Tensor | None = None,
+        null_pooled: Tensor | None = None,
+        null_mask: Tensor | None = None,
+    ) -> Conditioning:
+        """Features of the prompts and of the empty prompt.
+
+        Args:
+            context: ``(B, T, context_width)``, the encoder's last hidden state.
+            pooled: ``(B, pooled_width)``, its pooler output.
+            mask: ``(B, T)``, True where there is a token.
+            null_context, null_pooled, null_mask: the same of ``""``; one row serves all images.
+
+        Raises:
+            StagevarError: a shape is wrong or something is missing.
+        """
+        return text_and_pooled(
+            *(context, pooled, mask, null_context, null_pooled, null_mask),
+            context_width=self.config.context_width,
+            pooled_width=self.config.pooled_width,
+        )
 
 
 def checked_tokenizer(

@@ -103,7 +103,7 @@ def test_profile_says_what_was_measured(finished, pipeline: Pipeline) -> None:
     assert read.model.weights == pipeline.fingerprint.weights
     assert [len(v) for v in read.model.schedules.values()] == [4]
     assert 2 <= len(measured.smooth["exact"]) <= 6
-    assert measured.job["inputs"]["count"] == len(measured.smooth["exact"])
+    assert measured.job.inputs.count == len(measured.smooth["exact"])
     assert len(read.measurements) == 4 and read.calibration is not None
     assert read.calibration.sampling_settings()["guidance"] == pipeline.sampling().guidance
     for k, row in enumerate(read.measurements):

@@ -5,6 +5,8 @@ pytest tests/probe/calibrate/test_calibrated_profile.py
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import some_figures
 from small_measurements import measured, solution
@@ -20,6 +22,7 @@ from stagevar_probe.measure.validation import Validation
 from stagevar_probe.observe.rank import ALPHA, ratio_name
 from stagevar_probe.solve.build import steps_of
 from stagevar_probe.solve.target import Target
+from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import dump_profile, parse_profile
 
 
@@ -43,7 +46,8 @@ def test_profile_round_trips_through_yaml() -> None:
 
 def test_guidance_and_top_k_of_each_scale_survive_the_file() -> None:
     made = measured()
-    made.job["sampling"] |= {"guidance": [1.0, 2.0, 3.0, 4.0], "top_k": [1, 2, 3, 4]}
+    sampling = Sampling(guidance=(1.0, 2.0, 3.0, 4.0), top_k=(1, 2, 3, 4))
+    made.job = replace(made.job, sampling=sampling)
     profile = build_profile(made, {"balanced": ()}, Target(0.01), True, "now")
     calibration = parse_profile(dump_profile(profile)).calibration
     assert calibration is not None
@@ -65,8 +69,8 @@ def test_scale_measurements() -> None:
 
 def test_group_means_are_in_the_order_of_groups() -> None:
     made = measured()
-    for row in made.ranks:
-        row["values"][ratio_name(ALPHA)] = [float(row["group"])]
+    for key, values in made.ranks.items():
+        values[ratio_name(ALPHA)] = [float(key.group)]
     assert made.group_means(3, "svd", ratio_name(ALPHA)) == (0.0, 1.0)
     assert made.group_means(3, "svd", ratio_name(ALPHA), branch="null") is None
 

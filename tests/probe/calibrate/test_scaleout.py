@@ -225,8 +225,8 @@ def test_merged_jobs_are_one_job(parts, tmp_path: Path) -> None:
     for table in ("sensitivity", "semantic", "structural", "low", "high"):
         assert getattr(mine, table) == getattr(want, table), table
     assert mine.ranks == want.ranks
-    assert mine.job["inputs"]["count"] == 6 and mine.validation == Validation()
-    assert mine.job["inputs"]["sha256"].startswith("sha256:")
+    assert mine.job.inputs.count == 6 and mine.validation == Validation()
+    assert mine.job.inputs.sha256.startswith("sha256:")
     assert problem_from(mine, 0.1).drop_loss == problem_from(want, 0.1).drop_loss
     solved = invoke("solve", output, "-o", tmp_path / "p.yaml", "--json")
     assert solved.exception is None, solved

@@ -21,6 +21,7 @@ from stagevar_probe.compare.questions import findings
 from stagevar_probe.compare.table import as_csv, as_rows, as_table
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.intervals import Interval
+from stagevar_probe.measure.description import RunDescription
 from stagevar_probe.measure.flops import plan_flops
 from stagevar_probe.metrics.quality import Likeness
 from stagevar_probe.observe.pca import measure_bases
@@ -182,7 +183,10 @@ def test_csv_and_table_hold_every_row(found) -> None:
 
 
 def test_report_is_one_file(found) -> None:
-    job = {"checkpoint": "a <b>", "family": "var", "hardware": {"device": "cpu"}, "dtype": "f32"}
+    job = RunDescription(
+        *("a <b>", "var", "4x4", "sha256:b", "labels, sha256:c", 0, SAMPLING, "likeness", "pixels"),
+        *("SSIM", None, "float32", {"device": "cpu"}, "0.1.0"),
+    )
     page = render(comparison_data(found, findings(found), job, "stagevar-probe compare x"))
     assert "a &lt;b&gt;" in page and "<svg" in page and page.count("data:image/png") > 5
     assert "Target" not in page and "RP + RTR" in page and "Every row" in page

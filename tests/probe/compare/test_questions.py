@@ -5,8 +5,6 @@ pytest tests/probe/compare/test_questions.py
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -17,8 +15,9 @@ from stagevar_probe.compare.comparison import Comparison
 from stagevar_probe.compare.paired import say, verdict
 from stagevar_probe.compare.questions import as_json, findings
 from stagevar_probe.intervals import Interval, mean_interval
+from stagevar_probe.measure.per_image import PerImage
 from stagevar_probe.metrics.quality import Likeness
-from stagevar_probe.observe.rank import ratio_name
+from stagevar_probe.observe.rank import RankKey, ratio_name
 from stagevar_probe.validate.rows import Row, Rows
 from stagevar_probe.validate.run import Batch, Observed
 from stagevar_runtime.loop.plan import EXACT
@@ -179,12 +178,14 @@ def test_sums_of_parts(joint: float, more: int) -> None:
 def curves(settle: int, rank: float):
     """Curves that settle after a scale, and ranks that alternate with the images."""
     one = [0.1] * settle + [1.0] * (6 - settle)
-    ranks = [
-        {"scale": k, "group": g, "branch": "cond", "centring": "pca",
-         "values": {ratio_name(0.96): [rank / k + 0.01 * (i % 2) for i in range(8)]}}
-        for k in range(6) for g in range(2) if k
-    ]  # fmt: skip
-    return SimpleNamespace(semantic=[one] * 8, structural=[one] * 8, ranks=ranks)
+    ranks = {
+        RankKey(k, g, "cond", "pca"): {
+            ratio_name(0.96): [rank / k + 0.01 * (i % 2) for i in range(8)]
+        }
+        for k in range(1, 6)
+        for g in range(2)
+    }
+    return PerImage(semantic=[one] * 8, structural=[one] * 8, ranks=ranks)
 
 
 def test_stability_between_halves_and_guidance() -> None:

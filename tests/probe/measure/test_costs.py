@@ -15,7 +15,6 @@ from stagevar_probe.measure.costs import (
     cost_plans,
     describe_scales,
     measure_costs,
-    time_generation,
 )
 from stagevar_probe.measure.flops import block_flops, plan_flops
 from stagevar_probe.measure.hardware import hardware, peak_memory_mb
@@ -106,12 +105,6 @@ def test_flops_of_narrowed_layers() -> None:
     saved = 2 * 4 * (300 - 80 + 100 - 40 + 400 - 100)  # a block and row: 2 a product, 4 tokens
     assert flops() - work() == 2 * 2 * saved
     assert flops() - work(layers=("proj", "text_q")) == 2 * 2 * 2 * 4 * (100 - 40)
-
-
-def test_time_generation(tiny_var: VAR) -> None:
-    plans = [compile_plan(s, tiny_var.info, tiny_var.scales(), SAMPLING) for s in ([],)]
-    (row,) = time_generation(tiny_var, tiny_var.condition(labels=[0]), plans, SAMPLING, 2)
-    assert 0 < row["loop_ms"] < row["total_ms"] and row["decode_ms"] > 0 <= row["spread_ms"]
 
 
 def test_descriptions(tiny_var: VAR) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from conftest import some_figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_measurements import JOB
 
 from stagevar_probe.datasets.inputs import balanced_labels
 from stagevar_probe.measure.chunk import measure_chunk
@@ -26,20 +28,19 @@ from stagevar_probe.measure.interventions import (
     default_interventions,
     default_space,
 )
-from stagevar_probe.measure.measurements import (
-    JOB_KEYS,
-    Measurements,
-    load_measurements,
-    write_json,
-)
+from stagevar_probe.measure.measurements import Measurements, load_measurements, write_json
+from stagevar_probe.measure.per_image import PerImage, parse_tables
 from stagevar_probe.measure.validation import Validation
 from stagevar_probe.metrics.quality import Likeness
+from stagevar_probe.observe.rank import RankKey
 from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.families.var import VAR
 from stagevar_runtime.model.sampling import Sampling
 from stagevar_runtime.profile import TokenOption
 
 SAMPLING = Sampling(guidance=2.0, top_k=20, top_p=0.95)
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED = [p for d in ("tests/data", "checkpoints") for p in (ROOT / d).rglob("*measurements.json")]
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: float(f"{x:.6g}"))
 columns = st.dictionaries(st.text(max_size=8), st.lists(numbers, max_size=4), max_size=3)
 
@@ -55,7 +56,15 @@ def measured(draw: Any) -> Measurements:
         keep=draw(st.sampled_from([0.5, (0.5, 0.25)])), select="norm", restore="cache"
     )
     return Measurements(
-        job=dict.fromkeys(JOB_KEYS, draw(st.text(max_size=5))),
+        job=replace(
+            JOB,
+            checkpoint=draw(st.text(max_size=5)),
+            min_speedup=draw(st.none() | st.just(1.5)),
+            sampling=Sampling(
+                draw(st.sampled_from([2.0, (1.0, 2.0)])), top_k=draw(st.just((3, 4)))
+            ),
+            beside=draw(st.sampled_from([(), ({"metric": "x", "max_loss": 0.5},)])),
+        ),
         space=SearchSpace(
             draw(st.dictionaries(st.text(max_size=6), st.none() | numbers)),
             {"cond@0.6": ("cond", draw(st.none() | numbers)), "null": ("null", None)},
@@ -69,9 +78,7 @@ def measured(draw: Any) -> Measurements:
         score=draw(columns),
         psnr=draw(columns),
         sensitivity=draw(st.dictionaries(st.integers(0, 12), columns, max_size=2)),
-        ranks=[
-            {"scale": 0, "group": 1, "branch": "cond", "centring": "pca", "values": draw(columns)}
-        ],
+        ranks={RankKey(0, 1, "cond", "pca"): draw(columns)},
         semantic=draw(st.lists(st.lists(numbers, max_size=3), max_size=2)),
         costs=draw(st.none() | st.just(Costs(cells, dict(cells), 1.5, 4, 3))),
         validation=Validation({"balanced": some_figures(flops=draw(numbers))}),
@@ -87,9 +94,21 @@ def test_dump_and_parse_round_trip(made: Measurements) -> None:
 
 def test_six_digits_are_kept() -> None:
     made = Measurements(
-        dict.fromkeys(JOB_KEYS, "x"), SearchSpace({}, {}, {}), [], {"exact": [1 / 3]}
+        job=JOB, space=SearchSpace({}, {}, {}), interventions=[], smooth={"exact": [1 / 3]}
     )
     assert made.dump()["smooth"]["exact"] == [0.333333]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_files_on_disk_are_written_as_they_were_read(path: Path) -> None:
+    """But for what version 1 did not know at first."""
+    held, made = json.loads(path.read_text()), load_measurements(path).dump()
+    for key in held.keys() - {"menu", "arms", "validation"}:
+        assert made[key] == held[key], key
+    assert made["menu"] | held["menu"] == made["menu"]
+    for arm, before in zip(made["arms"], held["arms"], strict=True):
+        assert arm | before == arm
+    assert json.loads(json.dumps(Measurements.parse(made, path).dump())) == made
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +116,8 @@ def good(tiny_var: VAR) -> dict[str, Any]:
     space = SearchSpace(
         {"published": None}, {}, {"t": TokenOption(keep=0.5, select="norm", restore="none")}
     )
-    job = dict.fromkeys(JOB_KEYS, "x")
-    made = Measurements(job, space, [Intervention("t at 3", 3, tokens="t")], {"exact": [1.0]})
+    tried = [Intervention("t at 3", 3, tokens="t")]
+    made = Measurements(job=JOB, space=space, interventions=tried, smooth={"exact": [1.0]})
     return made.dump()
 
 
@@ -124,7 +143,7 @@ def damage(good: dict[str, Any], tmp_path: Path, key: str, value: Any) -> str:
 @pytest.mark.parametrize("key", ["job", "menu", "arms", "smooth", "costs", "ranks", "validation"])
 @pytest.mark.parametrize("value", [KeyError, 7])
 def test_damaged_parts_are_named(good, tmp_path: Path, key: str, value: Any) -> None:
-    if value == 7 and key in ("ranks", "validation"):
+    if value == 7 and key == "validation":
         value = KeyError
     assert "damaged measurements" in damage(good, tmp_path, key, value)
 
@@ -165,8 +184,8 @@ def test_chunks_add_up(tiny_var: VAR) -> None:
     ][::5]
     inputs = balanced_labels(tiny_var, 4, seed=3)
 
-    def collect(*parts: tuple[int, int, int]) -> Measurements:
-        made = Measurements({}, space, interventions)
+    def collect(*parts: tuple[int, int, int]) -> PerImage:
+        made = PerImage()
         for start, size, ranked in parts:
             chunk = inputs.chunk(start, size)
             made.add(
@@ -184,20 +203,15 @@ def test_chunks_add_up(tiny_var: VAR) -> None:
             np.testing.assert_allclose(parts.sensitivity[k][name], values, atol=1e-4)
     for curve in ("semantic", "structural", "low", "high"):
         np.testing.assert_allclose(getattr(parts, curve), getattr(whole, curve), atol=1e-4)
-    place = ("scale", "group", "branch", "centring")
-    assert [[r[p] for p in place] for r in parts.ranks] == [
-        [r[p] for p in place] for r in whole.ranks
-    ]
-    for mine, theirs in zip(parts.ranks, whole.ranks, strict=True):
-        for name, values in theirs["values"].items():
+    assert list(parts.ranks) == list(whole.ranks)
+    for key, theirs in whole.ranks.items():
+        for name, values in theirs.items():
             assert len(values) == 3
-            np.testing.assert_allclose(mine["values"][name], values, rtol=1e-3)
+            np.testing.assert_allclose(parts.ranks[key][name], values, rtol=1e-3)
 
 
 def test_losses_are_exact_minus_arm_of_the_images_both_have() -> None:
-    made = Measurements(
-        {}, SearchSpace({}, {}, {}), [], {"exact": [1.0, 0.5, 0.25], "arm": [0.75, 0.75]}
-    )
+    made = PerImage({"exact": [1.0, 0.5, 0.25], "arm": [0.75, 0.75]})
     assert made.losses("arm").tolist() == [0.25, -0.25]
 
 
@@ -206,11 +220,12 @@ def test_measured_chunk_has_every_part(tiny_var: VAR) -> None:
     intervention = Intervention("cond from 2", 2, "published", "cond")
     inputs = balanced_labels(tiny_var, 2, seed=0)
     chunk = measure_chunk(tiny_var, inputs, space, [intervention], SAMPLING, Likeness(), 0)
-    json.dumps(chunk, allow_nan=False)
-    assert chunk["ranks"] == []  # no image was to be ranked
-    assert chunk["smooth"]["exact"] == [1.0, 1.0] and "exact" not in chunk["psnr"]
-    assert max(chunk["smooth"]["cond from 2"]) < 1
-    assert set(chunk["sensitivity"]) == {"0", "1", "2", "3"}
-    semantic, structural = torch.tensor(chunk["semantic"]), torch.tensor(chunk["structural"])
+    written = json.loads(json.dumps(chunk.tables(), allow_nan=False))
+    assert PerImage(**parse_tables(written)) == chunk
+    assert chunk.ranks == {}  # no image was to be ranked
+    assert chunk.smooth["exact"] == [1.0, 1.0] and "exact" not in chunk.psnr
+    assert max(chunk.smooth["cond from 2"]) < 1
+    assert set(chunk.sensitivity) == {0, 1, 2, 3}
+    semantic, structural = torch.tensor(chunk.semantic), torch.tensor(chunk.structural)
     assert semantic.shape == structural.shape == (2, 4)
     torch.testing.assert_close(structural[:, -1], torch.ones(2))

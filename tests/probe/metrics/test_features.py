@@ -114,8 +114,8 @@ def test_profile_and_measurements_say_what_was_looked_through(
     assert result.exception is None, result.exception
     assert "pixel-KID" in result.output
     measured = load_measurements(tiny_files.with_suffix(".stagevar.measurements.json"))
-    job = {key: measured.job[key] for key in ("features", "likeness", "reference")}
-    assert job == {"features": "pixels", "likeness": "SSIM", "reference": "6 pictures in real"}
+    job = measured.job
+    assert (job.features, job.likeness, job.reference) == ("pixels", "SSIM", "6 pictures in real")
     assert measured.validation.plans["balanced"].kid_name == "pixel-KID"
     profile = load_profile(tiny_files.with_suffix(".stagevar.yaml"))
     assert profile.calibration is not None and profile.stages is not None

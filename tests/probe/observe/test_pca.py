@@ -240,7 +240,7 @@ def test_solve_chooses_only_what_is_at_hand(
 ) -> None:
     path = with_features / "m.stagevar.measurements.json"
     measured = load_measurements(path)
-    bases = Bases.load(with_features / "m.stagevar.safetensors", measured.job["weights"])
+    bases = Bases.load(with_features / "m.stagevar.safetensors", measured.job.weights)
     left = [
         intervention.name
         for intervention in without_bases(measured, bases).interventions
@@ -266,7 +266,7 @@ def test_solve_chooses_only_what_is_at_hand(
     assert "some features cannot be chosen" in result.stdout, result.exception
     written = load_profile(output)
     assert measured_ranks(plan.steps for plan in written.plans.values()) == {3: 16}
-    copied = Bases.load(tmp_path / "elsewhere.stagevar.safetensors", measured.job["weights"])
+    copied = Bases.load(tmp_path / "elsewhere.stagevar.safetensors", measured.job.weights)
     assert copied.vectors.keys() == bases.vectors.keys()
 
 

@@ -32,18 +32,14 @@ def sets_apart(spans):
     return sets
 
 
-def brute(problem, budget, gains=False):
+def brute(problem, budget):
     """(ms, raw loss) of the best plan."""
-    plans = [(ms, raw) for ms, loss, raw in every_plan(problem, gains) if loss <= budget]
+    plans = [(ms, raw) for ms, loss, raw in every_plan(problem) if loss <= budget]
     return min(plans, default=None)
 
 
-def every_plan(problem, gains=False):
+def every_plan(problem):
     """(ms, counted loss, raw loss) of all plans, written from METHODS section 4."""
-
-    def count(x):
-        return x if gains else max(x, 0)
-
     drops = {(k, v) for k, v in problem.drop_loss} | {(k, v) for _, k, v in problem.joint_loss}
     for schedule, drop, skips, part, bits in itertools.product(
         problem.schedules,
@@ -83,8 +79,7 @@ def every_plan(problem, gains=False):
         ]
         for picks in itertools.product(*menus):
             raw = base + [x for _, x in picks]
-            ms = sum(c for c, _ in picks) + problem.schedule_ms.get(schedule, 0)
-            yield ms, sum(map(count, raw)), sum(raw)
+            yield sum(c for c, _ in picks), sum(max(x, 0) for x in raw), sum(raw)
 
 
 def plain(option):
@@ -136,7 +131,6 @@ def random_problem(seed, scales, tokens=2):
         },
         schedules={"published": 0.0, "constant": loss(), "early": loss()},
         joint_loss={("constant", *pair): loss() for pair in pairs if r.random() < 0.5},
-        schedule_ms={"constant": r.choice([0, 0, 3])},
         part_loss={name: loss() for name in ("guided few", "guided none")},
         bits_loss={k: loss() for k in range(scales) if r.random() < 0.5},
         apart=frozenset({"null"}),
@@ -144,10 +138,10 @@ def random_problem(seed, scales, tokens=2):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(-2, 60), st.booleans())
-def test_equals_brute_force(seed, scales, budget, gains):
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(-2, 60))
+def test_equals_brute_force(seed, scales, budget):
     problem, limit = random_problem(seed, scales), budget / 1000 + 0.0005
-    ours, best = solve(problem, limit, allow_gains=gains), brute(problem, limit, gains)
+    ours, best = solve(problem, limit), brute(problem, limit)
     if best is None:
         assert not ours.feasible and ours.choices == exact_plan(problem).choices
         return
@@ -156,10 +150,8 @@ def test_equals_brute_force(seed, scales, budget, gains):
     raw = raw_loss(problem, ours)
     assert raw == pytest.approx(best[1], abs=1e-7)
     assert ours.loss <= limit
-    assert ours.ms == pytest.approx(
-        sum(c.ms for c in ours.choices) + problem.schedule_ms.get(ours.schedule, 0)
-    )
-    assert ours.loss >= raw - 1e-12 and (not gains or ours.loss == pytest.approx(raw))
+    assert ours.ms == pytest.approx(sum(c.ms for c in ours.choices))
+    assert ours.loss >= raw - 1e-12
 
 
 def raw_loss(problem, plan):
@@ -246,13 +238,11 @@ def test_options_without_a_measured_loss_are_never_used():
     assert all(c.tokens in (FULL, "skip") for c in plan.choices)  # half has a loss at scale 2 only
 
 
-def test_gains_are_not_spent_unless_asked():
+def test_gains_are_not_spent():
     problem = small(skip_loss={}, drop_loss={}, token_loss={(0, "half"): -0.05, (2, "half"): 0.04})
     assert solve(problem, 0.0).choices[0].tokens == "half"
     assert solve(problem, 0.0).choices[2].tokens == FULL
     assert solve(problem, 0.0).loss == 0
-    spent = solve(problem, 0.0, allow_gains=True)
-    assert spent.choices[2].tokens == "half" and spent.loss < 0
 
 
 def test_a_better_schedule_of_the_same_cost_is_preferred():
@@ -263,7 +253,6 @@ def test_a_better_schedule_of_the_same_cost_is_preferred():
 def test_a_gain_of_the_schedule_pays_for_no_unmeasured_drop():
     better = small(schedules={"published": 0.0, "constant": -0.02})
     assert solve(better, 0.0).drop is None
-    assert solve(better, 0.0, allow_gains=True).drop == (1, "cond")
     measured = replace(better, joint_loss={("constant", 1, "cond"): 0.0})
     assert solve(measured, 0.0).drop == (1, "cond")
 
@@ -311,7 +300,7 @@ def tabulate(problem, thousandths):
         if start > thousandths:
             continue
         least = np.full(thousandths + 1, math.inf)  # by loss spent so far
-        least[start] = problem.schedule_ms.get(name, 0)
+        least[start] = 0
         for k in run:
             rows = 1 if drop is not None and k >= drop[0] else 2
             after = np.full_like(least, math.inf)

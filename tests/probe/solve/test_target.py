@@ -6,14 +6,17 @@ pytest tests/probe/solve/test_target.py
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SMALL, invoke, some_figures, write_tiny
+from small_measurements import JOB
 
 from stagevar_probe.intervals import Interval
 from stagevar_probe.measure.costs import Costs
+from stagevar_probe.measure.description import ScaleSize
 from stagevar_probe.measure.figures import Figures
 from stagevar_probe.measure.interventions import PUBLISHED, Intervention, SearchSpace
 from stagevar_probe.measure.measurements import Measurements, load_measurements
@@ -88,7 +91,8 @@ def measured(losses: dict[str, np.ndarray], interventions: list[Intervention]) -
     exact = np.full(len(next(iter(losses.values()))), 0.9)
     space = SearchSpace({PUBLISHED: None}, {"cond": ("cond", None), "cond@0.6": ("cond", 0.6)}, {})
     smooth = {"exact": exact.tolist()} | {n: (exact - v).tolist() for n, v in losses.items()}
-    found = Measurements({"scales": [[1, 1, 1]] * 5}, space, interventions, smooth)
+    job = replace(JOB, scales=(ScaleSize(1, 1, 1),) * 5)
+    found = Measurements(job=job, space=space, interventions=interventions, smooth=smooth)
     ms = {(k, rows, FULL): float(rows) for k in range(5) for rows in (1, 2)}
     found.costs = Costs(ms, dict.fromkeys(ms, 0.0), 1.0, 4, 1)
     return found
@@ -152,7 +156,7 @@ def test_calibrate_by_speed(tmp_path: Path) -> None:
     assert said["satisfied"] == target.satisfied == (faster >= 1.05)
     assert "at least 1.05x end to end" in result.stderr and "minutes at most" in result.stderr
     stored = load_measurements(Path(said["measurements"]))
-    assert stored.job["min_speedup"] == 1.05
+    assert stored.job.min_speedup == 1.05
     assert 1 <= len(stored.validation.frontier) <= 9
     again = invoke("solve", said["measurements"], "--max-ms", 1e6, "--json")
     assert again.exception is None, again

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHARED, golden
+from published import assert_as_published
 from safetensors.torch import load_file
 from tiny_families import hart_inputs as conditioning
 from tiny_families import tiny_hart as tiny
@@ -40,19 +41,7 @@ def test_golden(tmp_path: Path) -> None:
     inputs = model.condition(context=want["in.ctx"], mask=want["in.mask"] == 1)
     assert torch.equal(inputs.cond["position"], want["in.pos"])
     sampling = Sampling(guidance=said["cfg"], top_k=said["top_k"], top_p=said["top_p"])
-    recorded = [want[f"s{k}.ids"] for k in range(10)]
-    got = engine.replay(
-        model, inputs, recorded, plan_for(model, (), sampling), seed=said["diff_seed"]
-    )
-    for k in range(10):
-        torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[9], want["guided.last"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(model, inputs, plan_for(model, (), sampling), seed=said["g_seed"])
-    for k in range(10):
-        assert torch.equal(free.ids[k], recorded[k].long()), f"scale {k}"
+    assert_as_published(model, inputs, sampling, want, said["g_seed"], said["diff_seed"])
 
 
 @pytest.mark.parametrize(

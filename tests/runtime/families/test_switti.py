@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHARED, golden
+from published import assert_as_published
 from safetensors.torch import load_file, save_file
 from tiny_families import switti_inputs as conditioning
 from tiny_families import tiny_switti as tiny
@@ -44,19 +45,7 @@ def test_golden(case: str, tmp_path: Path) -> None:
         top_p=said["top_p"],
         guidance_off_from=off if off < 10 else None,
     )
-    recorded = [want[f"s{k}.ids"] for k in range(10)]
-    got = engine.replay(model, model.condition(**inputs), recorded, plan_for(model, (), sampling))
-    for k in range(10):
-        torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[9], want["guided.last"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(
-        model, model.condition(**inputs), plan_for(model, (), sampling), seed=said["seed"]
-    )
-    for k in range(10):
-        assert torch.equal(free.ids[k], recorded[k].long()), f"scale {k}"
+    assert_as_published(model, model.condition(**inputs), sampling, want, said["seed"])
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHARED, golden, var_states
+from published import assert_as_published
 from safetensors.torch import load_file
 
 from stagevar_runtime import Sampling, load
 from stagevar_runtime.errors import CheckpointError, StagevarError
 from stagevar_runtime.families.var import VAR, VARConfig
 from stagevar_runtime.loop import engine
-from stagevar_runtime.loop.plan import plan_for
 
 
 @pytest.mark.parametrize("case", ["var", "var_shared_adaln"])
@@ -25,18 +25,7 @@ def test_golden(case: str, tmp_path: Path) -> None:
     model = load(tmp_path / manifest["files"][0]["path"], profile=None, device="cpu").model
     conditioning = model.condition(labels=want["in.labels"])
     sampling = Sampling(guidance=said["cfg"], top_k=said["top_k"], top_p=said["top_p"])
-    count = len(model.scales())
-    recorded = [want[f"s{k}.ids"] for k in range(count)]
-    got = engine.replay(model, conditioning, recorded, plan_for(model, (), sampling))
-    for k in range(count):
-        torch.testing.assert_close(got.logits[k], want[f"s{k}.logits"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[5], want["guided.mid"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.guided[-1], want["guided.last"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.canvas, want["s9.canvas"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(got.image, want["image"], atol=1e-4, rtol=0)
-    free = engine.generate(model, conditioning, plan_for(model, (), sampling), seed=said["g_seed"])
-    for k in range(count):
-        assert torch.equal(free.ids[k].flatten(), recorded[k].long().flatten()), f"scale {k}"
+    assert_as_published(model, conditioning, sampling, want, said["g_seed"])
 
 
 @pytest.mark.parametrize(

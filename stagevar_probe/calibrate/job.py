@@ -104,6 +104,8 @@ class CalibrationJob:
             "family": self.model.info.family,
             "architecture": self.pipeline.fingerprint.architecture,
             "weights": self.pipeline.fingerprint.weights,
+            "tokenizer": self.pipeline.fingerprint.tokenizer,
+            "classes": self.model.info.classes,
             "schedule_name": schedule_name(scales),
             "scales": [[s.height, s.width, s.tokens] for s in scales],
             "groups": [[g.start, g.stop] for g in self.model.info.groups],

@@ -154,6 +154,8 @@ def build_profile(
             family=job["family"],
             architecture=job["architecture"],
             weights=job["weights"],
+            tokenizer=job.get("tokenizer"),
+            classes=job.get("classes") or None,
             schedules={job["schedule_name"]: tuple((h, w) for h, w, _ in job["scales"])},
         ),
         provenance="measured",

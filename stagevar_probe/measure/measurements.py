@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagevar_runtime.errors import CalibrationError, one_line
+from stagevar_runtime.errors import FAULTS, CalibrationError, one_line
 from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.options.low_rank import Bases
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
+from .checked import check_document
 from .costs import Costs
 from .interventions import Intervention, SearchSpace
 from .validation import Validation
@@ -29,7 +30,7 @@ JOB_KEYS = (
     *("checkpoint", "family", "architecture", "weights", "schedule_name", "scales", "groups"),
     *("inputs", "seed", "batch", "sampling", "metric", "max_loss", "dtype", "hardware", "version"),
 )
-NEWER_KEYS = ("features", "likeness", "reference")  # older files lack them
+NEWER_KEYS = ("features", "likeness", "reference", "tokenizer", "classes")  # older files lack them
 
 
 @dataclass
@@ -161,10 +162,12 @@ class Measurements:
                 precision=data["menu"].get("precision"),
             )
             costs = data["costs"]
+            interventions = [Intervention(**intervention) for intervention in data["arms"]]
+            check_document(data, interventions)
             return cls(
                 job=data["job"],
                 space=space,
-                interventions=[Intervention(**intervention) for intervention in data["arms"]],
+                interventions=interventions,
                 sensitivity={int(k): v for k, v in data["sensitivity"].items()},
                 costs=None
                 if costs is None
@@ -185,8 +188,10 @@ class Measurements:
                 distribution=data.get("distribution", {}),
                 validation=Validation.parse(data["validation"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"{source}: damaged measurements ({one_line(error)})") from error
+        except FAULTS as error:
+            raise CalibrationError(
+                f"{source}: damaged measurements ({one_line(error)}). Calibrate again"
+            ) from error
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

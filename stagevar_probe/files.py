@@ -26,6 +26,7 @@ def check_writable(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
             raise StagevarError(f"{path}: is a directory, expected the name of a file")
+        files.sweep(path)
         partial = files.partial_path(path)
         try:
             partial.touch()

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 
+FAULTS = (
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(ZeroDivisionError, RuntimeError, NotImplementedError, RecursionError, MemoryError),
+)
+"""What Python and PyTorch raise for a file in which names, shapes or values are not what they seem.
+"""
+
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

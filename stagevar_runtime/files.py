@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 import threading
+import time
 from itertools import count
 from pathlib import Path
 
+STALE_S = 600.0  # a write takes less
 _writes = count()
 
 
@@ -16,6 +19,27 @@ def partial_path(path: Path) -> Path:
     """Where a file is written before it takes its name: beside it, of this write alone."""
     own = f"{os.getpid()}-{threading.get_ident()}-{next(_writes)}"
     return path.with_name(f".{path.name}.{own}.tmp")
+
+
+def sweep(path: Path) -> None:
+    """Remove what writes of ``path`` left that were killed :data:`STALE_S` ago or earlier."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError, ValueError):
+            process = int(left.name.removesuffix(".tmp").rpartition(".")[2].partition("-")[0])
+            if time.time() - left.stat().st_mtime > STALE_S and not _alive(process):
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # where asking is killing
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -61,7 +61,8 @@ def load(
         profile: ``"auto"`` looks for one (argument, ``STAGEVAR_PROFILE``, beside the checkpoint,
             the shipped profiles), None uses none, a path or a Profile is taken. ``owner/name`` is
             a repository of profiles: the one that fits is taken.
-        strict: refuse a profile that was measured on other weights instead of warning.
+        strict: refuse a profile that was measured on other weights, or with another image
+            tokenizer, instead of warning.
         options: what tensors cannot tell, by the names the family lists in ``options``.
         text_encoder: for ``prompts=``: a local folder, a Hub name, ``module:function`` or a
             function; None is the family's published encoder, fetched when first needed.

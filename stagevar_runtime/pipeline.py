@@ -139,6 +139,7 @@ class Pipeline(Planned, DiffusersStyle):
                     graphs=self.fast.graphs,
                 ),
             )
+        self._note_far(sampling, made.images.shape[0])
         made.text_ms, self._last_ms = text_ms, 1000 * (time.perf_counter() - begun)
         shape = (tuple(replace(step, asked=None) for step in plan), made.images.shape)
         self._first_ms = self._firsts.get(shape, lambda: self._last_ms)

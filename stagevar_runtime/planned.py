@@ -20,6 +20,7 @@ from .model.sampling import Sampling
 from .options.layers import forget, stand_ins
 from .options.low_rank import Bases, bases_path, low_rank_of
 from .profile.discovery import VARIABLE, Found, check_match, find_profile, profile_path
+from .profile.distance import Use, far_from
 from .profile.files import load_profile, plan_steps
 from .profile.fingerprint import (
     Fingerprint,
@@ -52,11 +53,13 @@ class Planned:
         self._profile_path = MEMORY
         self._steps: tuple[PlanStep, ...] = ()
         self._last: Generation | None = None
+        self._far: set[str] = set()  # what was said to be far from the measurements
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Hashes of the architecture and of the weights (read once, when first needed)."""
-        return joined(self.model, self.source.shapes, *self.source.hashed())
+        source = self.source
+        return joined(self.model, source.shapes, *source.hashed(), source.tokenizer_hash())
 
     def use_profile(
         self,
@@ -90,7 +93,7 @@ class Planned:
         name = plan or found.profile.default_plan
         self._set(tuple(found.profile.plan(name).steps), name)
         self.profile, self.profile_source = found.profile, f"{found.path} ({found.how})"
-        self.notes = [str(warning) for warning in warnings]
+        self.notes, self._far = [str(warning) for warning in warnings], set()
         for note in self.notes:
             logger.warning(note)
         doubts = "".join(f"; {doubt}" for doubt in self._doubts())
@@ -239,6 +242,19 @@ class Planned:
             self.notes.append(note)
             logger.warning(note)
         return ()
+
+    def _note_far(self, sampling: Sampling, batch: int) -> None:
+        """Say once what is far from where the profile was measured, where its plan runs."""
+        if self.profile is None or self.profile.calibration is None or not self._steps:
+            return
+        dtype, device = str(self.model.dtype).removeprefix("torch."), self.model.device.type
+        far = far_from(self.profile.calibration, Use(sampling, dtype, device, batch))
+        new = [text for name, text in far.items() if name not in self._far]
+        if new:
+            self._far.update(far)
+            note = f"used far from where the profile was measured: {', '.join(new)}"
+            self.notes.append(note)
+            logger.info(note)
 
     def _other_schedule(self, scales: Sequence[ScaleSpec]) -> list[str]:
         """Says so where the profile's rows serve a schedule they were not made on."""

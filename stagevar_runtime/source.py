@@ -16,17 +16,13 @@ from torch import Tensor
 
 from .checkpoint.reader import SUFFIXES, Checkpoint
 from .checkpoint.weights import GivenAway
-from .errors import CheckpointError, StagevarError, one_line
+from .errors import FAULTS, CheckpointError, StagevarError, one_line
 from .families import Family, families
 from .model.inputs import shown
 from .model.protocol import ScaleModel
 from .profile.fingerprint import also_weights, weights_hash, whole
 from .text.words import SUFFIX as WORDS
 
-FAULTS = (
-    *(KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
-    *(ZeroDivisionError, RuntimeError, NotImplementedError, RecursionError, MemoryError),
-)
 OPTIONS = "stagevar.options.json"  # beside a saved checkpoint: what its tensors cannot tell
 
 

@@ -132,6 +132,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     made.close()
 
 
+CODE = "open({!r}, 'w')\nimport torch\ndef score(a, b, c): return torch.ones(len(b))\n"
+
+
+@pytest.fixture
+def owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module that can be imported from here and leaves this file behind when it is."""
+    mark = tmp_path / "OWNED"
+    (tmp_path / "evil_module.py").write_text(CODE.format(str(mark)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield mark
+    sys.modules.pop("evil_module", None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_metric_networks() -> Iterator[None]:
     """Choose metrics as where the extra ``metrics`` is not installed: fast, the same everywhere."""

@@ -11,34 +11,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import infinity_states, invoke, var_states, write_tiny
+from conftest import CODE, infinity_states, invoke, var_states, write_tiny
+from mutations import EVIL
 from safetensors.torch import save_file
 
 from stagevar_probe.metrics.quality import BUILT_IN, named_by_file
 from stagevar_runtime import load
 from stagevar_runtime.errors import CalibrationError, StagevarError
 
-EVIL = "evil_module:score"
-CODE = "open({!r}, 'w')\nimport torch\ndef score(a, b, c): return torch.ones(len(b))\n"
 SETTINGS = ("metric", "schedule", "guidance", "temperature", "top_p", "text_encoder", "features")
-
-
-@pytest.fixture
-def owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module that can be imported from here and leaves this file behind when it is."""
-    mark = tmp_path / "OWNED"
-    (tmp_path / "evil_module.py").write_text(CODE.format(str(mark)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield mark
-    sys.modules.pop("evil_module", None)
 
 
 def everywhere(value: Any, said: str) -> list[Any]:

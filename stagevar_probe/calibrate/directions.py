@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.options.low_rank import Bases, low_rank_of
 from stagevar_runtime.profile import Profile
 
 from ..files import write_whole
+from ..measure.measurements import read_json
 from ..observe.pca import BASIS_IMAGES, measure_bases, measured_ranks
 from .runner import Runner
+
+logger = logging.getLogger("stagevar_probe")
 
 
 class Directions:
@@ -33,10 +39,14 @@ class Directions:
         path = self.runner.work.folder / "bases.safetensors"
 
         def found() -> dict[str, Any]:
-            write_whole(path, self._measured(images).dump(self.weights))
-            return {"scales": {str(k): rank for k, rank in self.ranks.items()}}
+            content = self._measured(images).dump(self.weights)
+            write_whole(path, content)
+            scales = {str(k): rank for k, rank in self.ranks.items()}
+            return {"scales": scales, "sha256": hashlib.sha256(content).hexdigest()}
 
-        self.runner.work.once("bases.json", found)
+        if self.runner.work.processes.first:
+            _forget_damaged(path)
+        self.runner.work.once(path.with_suffix(".json").name, found)
         self.use(Bases.load(path, self.weights))
 
     def try_one(self) -> None:
@@ -62,3 +72,17 @@ class Directions:
             write_whole(path, self.bases.cut(needed).dump(self.weights))
         else:
             path.unlink(missing_ok=True)
+
+
+def _forget_damaged(path: Path) -> None:
+    """Have directions of an unfinished job made again, unless they are as they were written."""
+    piece = path.with_suffix(".json")
+    if not piece.exists():
+        return
+    try:
+        whole = read_json(piece)["piece"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    except (CalibrationError, OSError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        logger.warning("%s is damaged: made again", path.name)
+        piece.unlink()

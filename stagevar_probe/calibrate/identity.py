@@ -1,7 +1,7 @@
 """What decides the results of a calibration and is not in its own description.
 
-Pieces of an unfinished job are used again by the same job alone: with the same image tokenizer, the
-same text encoder, and a metric that says the same of the same pictures, whatever it is called.
+Pieces of an unfinished job are used again by the same job alone: with the same text encoder, and a
+metric that says the same of the same pictures, whatever it is called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def identity(pipeline: Pipeline, quality: Quality, inputs: Inputs) -> dict[str, 
     conditioning = one.condition(pipeline.model)
     shape = generate(pipeline.model, conditioning, seed=0).images.shape[1:]
     return {
-        "tokenizer": pipeline.source.tokenizer_hash(),
         "text_encoder": _digest(
             {name: _rounded(t) for name, t in sorted(conditioning.cond.items())}
         ),

@@ -101,6 +101,8 @@ class CalibrationJob:
             family=info.family,
             architecture=self.pipeline.fingerprint.architecture,
             weights=self.pipeline.fingerprint.weights,
+            tokenizer=self.pipeline.fingerprint.tokenizer,
+            classes=info.classes,
             schedule_name=schedule_name(scales),
             scales=tuple(ScaleSize(s.height, s.width, s.tokens) for s in scales),
             groups=tuple((group.start, group.stop) for group in info.groups),

@@ -139,6 +139,8 @@ def build_profile(
             family=job.family,
             architecture=job.architecture,
             weights=job.weights,
+            tokenizer=job.tokenizer,
+            classes=job.classes or None,
             schedules={job.schedule_name: tuple((s.height, s.width) for s in job.scales)},
         ),
         provenance="measured",

@@ -28,7 +28,9 @@ from .parameters import BATCH, CHECKPOINT, FILE
 @click.option("--prompt", "texts", multiple=True, help="What to draw (repeat for more).")
 @click.option("--plan", help="A plan of the profile, a preset, or exact.")
 @click.option("--profile", type=FILE, help="The profile (default: found).")
-@click.option("--strict", is_flag=True, help="Refuse a profile of other weights.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse a profile of other weights or another tokenizer."
+)
 @click.option("--compare", is_flag=True, help="Contact sheet: exact above, accelerated below.")
 @click.option(
     "--output",

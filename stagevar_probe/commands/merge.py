@@ -10,6 +10,7 @@ from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.loop.plan import EXACT
 
 from ..files import check_writable
+from ..measure.checked import damaged
 from ..measure.measurements import load_measurements, merged, write_json
 from .options import Printer, printing
 from .parameters import CHECKPOINT, FILE
@@ -25,7 +26,9 @@ def merge(measurements: tuple[Path, ...], output: Path, printer: Printer) -> int
         raise CalibrationError(f"got {len(measurements)} measurement files, expected 2 or more")
     check_writable(output)
     files = [str(path) for path in measurements]
-    joined = merged([load_measurements(path) for path in measurements], files)
+    parts = [load_measurements(path) for path in measurements]
+    with damaged(" or ".join(files)):
+        joined = merged(parts, files)
     write_json(output, joined.dump())
     images = len(joined.smooth[EXACT])
     given_up = sum(

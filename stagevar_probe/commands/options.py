@@ -21,6 +21,7 @@ from stagevar_runtime.model.protocol import ScaleModel
 from stagevar_runtime.pipeline import Pipeline
 
 from ..calibrate.processes import local_device
+from ..datasets.checked import check_file
 from ..datasets.inputs import (
     Inputs,
     balanced_labels,
@@ -174,8 +175,11 @@ class ModelOptions:
         return replace(drawn, tags=tags)
 
     def inputs(self, pipeline: Pipeline, count: int, held_out: bool) -> Inputs:
-        """Calibration or held-out inputs for the family."""
+        """Calibration or held-out inputs for the family; a file is read to its end first."""
         model = pipeline.model
+        own = None if model.info.classes else prompts_beside(pipeline.path)
+        if path := self.prompts or own:
+            check_file(path, pipeline)
         if not model.info.classes:
             lines, name = self.lines(pipeline, held_out)
             return prompts_from(lines, name, count, self.seed, pipeline.read_condition, held_out)

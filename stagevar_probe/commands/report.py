@@ -10,6 +10,7 @@ from stagevar_runtime.errors import ProfileError, ProfileMismatchError
 from stagevar_runtime.profile import load_profile
 
 from ..files import stem_of
+from ..measure.checked import damaged
 from ..measure.measurements import load_measurements
 from ..report.calibration import write_calibration
 from .options import Printer, printing
@@ -41,6 +42,7 @@ def report(measurements: Path, profile: Path | None, output: Path | None, printe
     if not (found.target and stages and stages.structure and stages.refinement):
         raise ProfileError("the profile has no target or stages, expected a calibrated one")
     page = output or measurements.with_name(f"{stem}.report.html")
-    write_calibration(page, measured, found)
+    with damaged(measurements):
+        write_calibration(page, measured, found)
     printer.show({"report": str(page)}, f"report {page}")
     return 0

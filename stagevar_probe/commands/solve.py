@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from stagevar_runtime.errors import CalibrationError
 from stagevar_runtime.options.low_rank import Bases, bases_path
 from stagevar_runtime.profile import write_profile
 
 from ..calibrate.profile import build_profile
 from ..files import check_writable, stem_of, write_whole
+from ..measure.checked import damaged
 from ..measure.measurements import Measurements, load_measurements, without_bases
 from ..measure.validation import Validation
 from ..observe.pca import measured_ranks
@@ -40,6 +42,18 @@ def solve(measurements: Path, asked: TargetOptions, output: Path | None, printer
     if output is not None:
         check_writable(output)
     whole = load_measurements(measurements)
+    if whole.costs is None:
+        raise CalibrationError(f"{measurements}: holds no times, expected a finished calibration's")
+    with damaged(measurements):
+        result, lines = solved(measurements, whole, asked, output)
+    printer.show(result, *lines)
+    return 0
+
+
+def solved(
+    measurements: Path, whole: Measurements, asked: TargetOptions, output: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The plans, JSON-ready and for people; written to ``output`` where one is given."""
     job, beside = whole.job, bases_path(measurements.with_name(f"{stem_of(measurements)}.yaml"))
     bases = Bases.load(beside, job.weights) if beside.exists() else None
     measured = without_bases(whole, bases)
@@ -72,8 +86,7 @@ def solve(measurements: Path, asked: TargetOptions, output: Path | None, printer
         lines.append(
             f"profile {output} (not validated: stagevar-probe validate {output} --model …)"
         )
-    printer.show(result, *lines)
-    return 0
+    return result, lines
 
 
 def write_plans(

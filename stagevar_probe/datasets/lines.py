@@ -34,7 +34,13 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Prompts or labels of a text file (one a line) or of JSON lines (``prompt`` or ``label``).
+    """Prompts or labels of a file, as :func:`numbered_lines` reads them."""
+    return [text for _, text in numbered_lines(path)]
+
+
+def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
+    """Prompts or labels of a text file (one a line) or of JSON lines (``prompt`` or ``label``),
+    with the numbers of their lines.
 
     The suffix says which, in capitals or not; text that begins like JSON lines is read as these.
 
@@ -50,8 +56,8 @@ def read_lines(path: str | Path) -> list[str]:
         for number, line in lines:
             if "\0" in line:
                 raise CalibrationError(f"{path}, line {number}: holds NUL, expected text")
-        return [line for _, line in lines]
-    return [_asked(row, f"{path}, line {number}") for number, row in rows_of(path, lines)]
+        return lines
+    return [(n, _asked(row, f"{path}, line {n}")) for n, row in rows_of(path, lines)]
 
 
 def rows_of(path: Path, lines: list[tuple[int, str]]) -> list[tuple[int, dict[str, Any]]]:
@@ -80,10 +86,11 @@ def _asked(row: dict[str, Any], where: str) -> str:
     if "prompt" in row:
         return prompt_of(row, where)
     label = row.get("label")
-    if isinstance(label, bool) or not isinstance(label, (int, str)):
+    said = isinstance(label, str) and bool(label.strip())
+    if not said and (isinstance(label, bool) or not isinstance(label, int)):
         what = f", got the label {str(label)[:40]}" if "label" in row else ""
         raise CalibrationError(f"{where}: expected a JSON object with 'prompt' or 'label'{what}")
-    return str(label)
+    return str(label).strip()
 
 
 def prompt_of(row: dict[str, Any], where: str) -> str:

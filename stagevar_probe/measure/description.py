@@ -15,7 +15,13 @@ from ..datasets.inputs import Inputs
 from ..metrics.protocol import Quality
 from .hardware import Hardware, dtype_name, hardware
 
-SPARED = ("min_speedup", "max_ms", "beside")  # a file that was not asked for them lacks them
+SPARED = (
+    "tokenizer",
+    "classes",
+    "min_speedup",
+    "max_ms",
+    "beside",
+)  # a file that was not asked for them lacks them
 
 
 class ScaleSize(NamedTuple):
@@ -43,13 +49,16 @@ class JobDescription:
 
     ``groups``: first and last + 1 block of each. ``features``, ``likeness``: what the metric and
     the structural curve look through; ``reference``: where real pictures are from. Older files
-    know none of the three. ``beside``: budgets beside the first.
+    know none of the three, nor ``tokenizer`` (its hash) and ``classes`` (0 without labels).
+    ``beside``: budgets beside the first.
     """
 
     checkpoint: str
     family: str
     architecture: str
     weights: str
+    tokenizer: str | None = None
+    classes: int = 0
     schedule_name: str
     scales: tuple[ScaleSize, ...]
     groups: tuple[tuple[int, int], ...]

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from stagevar_runtime.errors import CalibrationError, StagevarError, one_line
+from stagevar_runtime.errors import FAULTS, CalibrationError, StagevarError, one_line
 from stagevar_runtime.loop.plan import EXACT
 from stagevar_runtime.options.low_rank import Bases
 from stagevar_runtime.profile import FeatureOption, TokenOption
 
 from ..files import write_whole
+from .checked import check_document
 from .costs import Costs
 from .description import JobDescription, JobInputs
 from .interventions import Intervention, SearchSpace
@@ -65,16 +66,20 @@ class Measurements(PerImage):
         try:
             if not data["smooth"].get(EXACT):
                 raise ValueError("nothing about the exact path")
+            interventions = [Intervention(**intervention) for intervention in data["arms"]]
+            check_document(data, interventions)
             return cls(
                 **parse_tables(data),
                 job=JobDescription.parse(data["job"]),
                 space=_parse_space(data["menu"]),
-                interventions=[Intervention(**intervention) for intervention in data["arms"]],
+                interventions=interventions,
                 costs=None if data["costs"] is None else Costs.parse(data["costs"]),
                 validation=Validation.parse(data["validation"]),
             )
-        except (AttributeError, KeyError, StagevarError, TypeError, ValueError) as error:
-            raise CalibrationError(f"{source}: damaged measurements ({one_line(error)})") from error
+        except (*FAULTS, StagevarError) as error:
+            raise CalibrationError(
+                f"{source}: damaged measurements ({one_line(error)}). Calibrate again"
+            ) from error
 
 
 def _dump_space(space: SearchSpace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stagevar_runtime.errors import CalibrationError, CheckpointError
+from stagevar_runtime.checkpoint.finite import check_finite
+from stagevar_runtime.errors import FAULTS, CalibrationError, CheckpointError, one_line
 
 KIND = "stagevar-scorer"
 _WEIGHTS = "classifier."
@@ -145,26 +146,50 @@ def load_scorer(path: Path | str, device: str | torch.device = "cpu") -> Scorer:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the scorer {path}: {error}") from error
+    except (OSError, SafetensorError, *FAULTS) as error:
+        raise CheckpointError(f"cannot read the scorer {path}: {one_line(error)}") from error
     if metadata.get("kind") != KIND:
         raise CheckpointError(
             f"{path} is no scorer: its metadata says kind {metadata.get('kind')!r}, "
             f"expected {KIND!r}"
         )
-    fields = json.loads(metadata["architecture"])
-    fields["widths"] = tuple(fields["widths"])
-    model = SmallClassifier(ClassifierConfig(**fields))
+    try:
+        scorer = _scorer(path, metadata, tensors)
+    except FAULTS as error:
+        raise CheckpointError(
+            f"{path}: a damaged scorer ({one_line(error)}). Download it again, or choose another "
+            "--metric"
+        ) from error
+    check_finite(tensors, path)
+    scorer.model.to(device).eval().requires_grad_(False)
+    return replace(scorer, reference_features=scorer.reference_features.to(device))
+
+
+def _scorer(path: Path | str, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Scorer:
+    """What a scorer file holds. Raises CheckpointError, or one of :data:`FAULTS`."""
+    config = ClassifierConfig(**json.loads(metadata["architecture"]))
+    config = replace(config, widths=tuple(config.widths))
+    sizes = (config.classes, config.side, config.features, *config.widths)
+    if len(sizes) > 16 or not all(type(size) is int and 0 < size < 2**16 for size in sizes):
+        raise ValueError(f"architecture {metadata['architecture'][:80]}")
+    with torch.device("meta"):  # what the file says takes no memory before it is believed
+        model = SmallClassifier(config)
     expected = {n for n, t in model.state_dict().items() if t.is_floating_point()}
     found = {n[len(_WEIGHTS) :] for n in tensors if n.startswith(_WEIGHTS)}
     if expected != found or _REFERENCE not in tensors:
         names = sorted(expected ^ found) or [_REFERENCE]
         raise CheckpointError(f"{path}: scorer tensors missing or unexpected: {names[:8]}")
-    counters = {n: t for n, t in model.state_dict().items() if not t.is_floating_point()}
-    model.load_state_dict(counters | {n: tensors[_WEIGHTS + n] for n in expected})
+    counters = {
+        name: torch.zeros_like(tensor, device="cpu")
+        for name, tensor in model.state_dict().items()
+        if not tensor.is_floating_point()
+    }
+    model.load_state_dict(counters | {n: tensors[_WEIGHTS + n] for n in expected}, assign=True)
+    if tensors[_REFERENCE].ndim != 2 or tensors[_REFERENCE].shape[1] != config.features:
+        raise ValueError(f"reference features of shape {tuple(tensors[_REFERENCE].shape)}")
     return Scorer(
-        model=model.to(device).eval().requires_grad_(False),
-        reference_features=tensors[_REFERENCE].to(device),
-        class_names=tuple(json.loads(metadata["class_names"])),
+        model=model,
+        reference_features=tensors[_REFERENCE],
+        class_names=tuple(map(str, json.loads(metadata["class_names"]))),
         test_accuracy=float(metadata["test_accuracy"]),
     )

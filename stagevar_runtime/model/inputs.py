@@ -10,6 +10,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..errors import StagevarError
 
 SEEDS = 2**64  # seeds are below this
 LARGEST = 1e6  # of what multiplies or divides logits: beyond it their differences drown
+MOST_ITEMS = 1 << 20  # of a list
 _SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -78,7 +80,10 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def sequence(value: Any) -> list[Any] | None:
-    """The items of a list, tuple, range, array or tensor with one axis or more; None for others."""
+    """The items of a list, tuple, range, array or tensor with one axis or more; None for others.
+
+    What has no end, or more than :data:`MOST_ITEMS`, is none: nobody means so many.
+    """
     if isinstance(value, (str, bytes, bytearray, Mapping, set, frozenset)) or value is None:
         return None
     if getattr(value, "ndim", 1) == 0:
@@ -86,12 +91,13 @@ def sequence(value: Any) -> list[Any] | None:
     if isinstance(value, Tensor):
         if value.layout is not torch.strided or value.is_meta or value.is_quantized:
             return None
-        return list(value.detach().cpu().tolist())
+        value = value.detach().cpu()
     as_list = getattr(value, "tolist", None)
-    if callable(as_list):
-        found = as_list()
-        return found if isinstance(found, list) else None
-    return list(value) if isinstance(value, Iterable) else None
+    try:
+        found = as_list() if callable(as_list) else list(islice(value, MOST_ITEMS + 1))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):  # no list, or 8-bit floats
+        return None
+    return found if isinstance(found, list) and len(found) <= MOST_ITEMS else None
 
 
 def per_scale(name: str, value: Any, one: Any) -> Any:

@@ -21,7 +21,8 @@ from .inputs import seeds as checked_seeds
 Call = tuple[tuple[int, ...], Callable[..., Tensor], tuple[int, ...]]  # key, how, shape
 
 _MT_START, _MT_WORDS = 24, 624  # where a CPU generator's state holds its Mersenne twister's
-COLDEST = 1e-6  # temperatures lie above it: colder ones overflow before they sharpen
+COLDEST = 1e-6  # a temperature: colder ones overflow before they sharpen
+MOST_KEPT = 2**31 - 1  # of the logits, by top-k
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ class Drawn(NamedTuple):
 
 
 def _temperature(name: str, value: Any) -> float:
-    return number(name, value, COLDEST, open_low=True)
+    return number(name, value, COLDEST)
 
 
 def _count(name: str, value: Any) -> int:
-    return integer(name, value, 0, 2**31 - 1)
+    return integer(name, value, 0, MOST_KEPT)
 
 
 class Noise:

@@ -14,7 +14,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveInt,
     model_validator,
 )
@@ -24,6 +23,7 @@ from .restorers import RESTORERS
 from .selectors import SELECTORS
 
 Layout = Literal["block", "line", "terse"]
+MOST_SEED = 2**32 - 1  # of random directions: times a number of groups it is a seed, too
 
 
 def _named(registry: Mapping[str, object]) -> AfterValidator:
@@ -98,7 +98,7 @@ class FeatureOption(Model):
     layout = "terse"
     rank: PositiveInt
     basis: Literal["pca", "random"]
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import ProfileError, ProfileMismatchError
+from ..errors import ProfileError, ProfileMismatchError, one_line
 from ..kernels.linear import LowRankLayers, LowRankLinear, pack_like
 from ..model.protocol import ModelInfo, ScaleModel, ScaleSpec
 
@@ -143,9 +143,10 @@ class Bases:
             with safe_open(str(path), framework="pt", device="cpu") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
             raise ProfileError(
-                f"{path}: cannot be read as the bases of a profile ({error})"
+                f"{path}: cannot be read as the bases of a profile ({one_line(error)}). "
+                "Recalibrate with stagevar-probe calibrate"
             ) from error
         if metadata.get("kind") != KIND:
             raise ProfileError(f"{path}: kind is {metadata.get('kind')!r}, expected {KIND!r}")
@@ -159,15 +160,29 @@ class Bases:
                 found=found,
             )
         vectors, means = {}, {}
+        name = "its first tensor"
         try:
             for name in sorted(name for name in tensors if name.endswith(".vectors")):
                 scale, group, layer, _ = name.split(".")
                 place = int(scale), int(group), layer
-                vectors[place] = torch.linalg.qr(tensors[name]).Q
-                means[place] = tensors[name.replace(".vectors", ".means")]
+                vectors[place], means[place] = _directions(
+                    tensors[name], tensors[name.replace(".vectors", ".means")]
+                )
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ProfileError(f"{path}: damaged bases at {name} ({error})") from error
+            raise ProfileError(
+                f"{path}: damaged bases at {name} ({one_line(error)}). "
+                "Recalibrate with stagevar-probe calibrate"
+            ) from error
         return cls(vectors, means)
+
+
+def _directions(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions ``(d, r)`` and means ``(blocks, d)``. Raises ValueError."""
+    if vectors.ndim != 2 or means.ndim != 2 or vectors.shape[0] != means.shape[1]:
+        raise ValueError(f"shapes {tuple(vectors.shape)} and {tuple(means.shape)}")
+    if not bool(vectors.isfinite().all()) or not bool(means.isfinite().all()):
+        raise ValueError("not finite")
+    return torch.linalg.qr(vectors).Q, means
 
 
 class LowRank:
@@ -225,10 +240,17 @@ class LowRank:
                 yield i, made
 
     def _measured(self, place: Place, rank: int) -> tuple[Bases, Place]:
+        scale, group, name = place
+        width, blocks = self.layers[0][name].weight.shape[1], len(self.groups[group])
         for bases in self.bases:
             if bases.holds(place, rank):
+                if bases.means[place].shape != (blocks, width):
+                    raise ProfileError(
+                        f"scale {scale}: the measured directions of {name} in group {group} are "
+                        f"for {tuple(bases.means[place].shape)} blocks and channels, this model "
+                        f"has {(blocks, width)}. Recalibrate with stagevar-probe calibrate"
+                    )
                 return bases, place
-        scale, group, name = place
         raise ProfileError(
             f"scale {scale} asks for {rank} measured directions of what enters {name} in group "
             f"{group}, but no such basis is there. Keep the .safetensors file beside the profile, "

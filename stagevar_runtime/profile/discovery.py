@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.folders import SUFFIXES
 from ..errors import ProfileError, ProfileMismatchError
@@ -105,39 +106,53 @@ def check_match(
     the architecture covers it, and its name makes a plainer message.
 
     Raises ProfileMismatchError for another family, number of scales or architecture, and when
-    ``strict`` for other weights.
+    ``strict`` for other weights or another image tokenizer.
     """
     model = profile.model
 
-    def mismatch(field: str, expected: object, found: object, was: str, has: str) -> Exception:
+    def mismatch(field: str, expected: Any, found: Any, was: str, has: str) -> ProfileMismatchError:
         message = f"profile was calibrated for {was}, model {has}. Recalibrate: {repair}"
         return ProfileMismatchError(message, field=field, expected=expected, found=found)
 
     if family is not None and model.family != family:
         raise mismatch("family", model.family, family, f"family {model.family}", f"is {family}")
+    if model.classes is not None and model.classes != fingerprint.classes:
+        was, has = f"{model.classes} classes", f"has {fingerprint.classes}"
+        raise mismatch("classes", model.classes, fingerprint.classes, was, has)
     counts = [len(sizes) for sizes in model.schedules.values()]
     if len(schedule) not in counts:
         was = " or ".join(dict.fromkeys(map(_spoken, model.schedules.values())))
         has = f"has {_spoken(schedule).replace('scales ', '')}"
         raise mismatch("schedules", counts, len(schedule), was, has)
     if not fingerprint.fits(model.architecture):
-        was = f"architecture {model.architecture[:15]}"
-        has = f"is {fingerprint.architecture[:15]} ({_spoken(schedule)})"
+        classes = f"{fingerprint.classes} classes, " if fingerprint.classes else ""
+        made = " or ".join(map(_listed, model.schedules.values()))
+        was = f"architecture {model.architecture[:15]} (scales {made})"
+        has = f"is {fingerprint.architecture[:15]} ({classes}scales {_listed(schedule)})"
         raise mismatch("architecture", model.architecture, fingerprint.architecture, was, has)
     if model.weights is None:
         return [
             f"profile is {profile.provenance}, never measured on these weights. Check: {repair}"
         ]
-    if fingerprint.holds(model.weights):
-        return []
-    error = mismatch(
-        *("weights", model.weights, fingerprint.weights),
-        *(f"weights {model.weights[:15]}", f"has {fingerprint.weights[:15]}: figures may differ"),
-    )
-    if strict:
-        raise error
-    return [str(error)]
+    errors = [] if fingerprint.holds(model.weights) else [("weights", model.weights)]
+    if fingerprint.tokenizer and model.tokenizer not in (None, fingerprint.tokenizer):
+        errors.append(("tokenizer", model.tokenizer))
+    warnings = []
+    for field, expected in errors:
+        found = str(getattr(fingerprint, field))
+        name = {"tokenizer": "the image tokenizer"}.get(field, field)
+        was, has = f"{name} {expected[:15]}", f"has {found[:15]}: figures may differ"
+        error = mismatch(field, expected, found, was, has)
+        if strict:
+            raise error
+        warnings.append(str(error))
+    return warnings
 
 
 def _spoken(schedule: Sequence[Sequence[int]]) -> str:
     return f"{len(schedule)} scales (last {schedule[-1][0]}x{schedule[-1][1]})"
+
+
+def _listed(schedule: Sequence[Sequence[int]]) -> str:
+    """The side of every scale, or both where they differ."""
+    return " ".join(f"{h}" if h == w else f"{h}x{w}" for h, w in schedule)

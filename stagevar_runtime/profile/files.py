@@ -178,7 +178,8 @@ def _place(loc: tuple[int | str, ...], data: Any, missing: bool) -> str:
         if isinstance(part, int) and isinstance(data, list) and part < len(data):
             place, data = f"{place}[{part}]", data[part]
         elif isinstance(data, dict) and (part in data or (missing and i == len(loc) - 1)):
-            place, data = f"{place}.{part}", data.get(part)
+            text = str(part) if str(part).isprintable() else ascii(part)
+            place, data = f"{place}.{text}", data.get(part)
         elif missing and isinstance(part, int) and isinstance(data, list):
             place = f"{place}[{part}]"
     return place.lstrip(".")

@@ -27,12 +27,15 @@ class Fingerprint:
 
     ``architecture`` says that a plan fits; ``weights`` says that its measurements hold.
     ``architectures`` and ``earlier`` are what profiles made before call the same two.
+    ``tokenizer`` is the hash of the image tokenizer, ``classes`` the number of labels (0: none).
     """
 
     architecture: str
     weights: str
     architectures: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     earlier: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    tokenizer: str | None = field(default=None, compare=False, repr=False)
+    classes: int = field(default=0, compare=False, repr=False)
 
     def fits(self, architecture: str) -> bool:
         """Whether a profile of this architecture can be used."""
@@ -152,6 +155,7 @@ def joined(
     tensors: Mapping[str, Tensor],
     weights: str,
     earlier: frozenset[str] = frozenset(),
+    tokenizer: str | None = None,
 ) -> Fingerprint:
     """A fingerprint from hashes of weights that are there already: of ``tensors`` shapes count."""
     here = architecture(model, tensors)
@@ -164,7 +168,8 @@ def joined(
         for named in (whole(tensors, model.unused_tensors), plain)
         for at in size
     }
-    return Fingerprint(here, weights, frozenset(every - {here}), earlier)
+    others = frozenset(every - {here})
+    return Fingerprint(here, weights, others, earlier, tokenizer, model.info.classes)
 
 
 def also_weights(tensors: Mapping[str, Tensor], unused: Collection[str]) -> frozenset[str]:

@@ -29,7 +29,9 @@ def stagevar(info: ModelInfo, scales: Sequence[ScaleSpec], ranks: Ranks | None) 
     for k in range(count - late, count):
         tokens = None
         if k >= count - reduced and scales[k].kind == "ar":
-            ratios = tuple(ranks[k]) if ranks and k in ranks else (0.15,) * len(info.groups)
+            measured = ranks.get(k) if ranks else None
+            least = 1 / scales[k].tokens  # what does not differ has rank 0: one token runs
+            ratios = tuple(max(rank, least) for rank in measured or (0.15,) * len(info.groups))
             tokens = TokenOption(keep=ratios, select="projection", restore="cache")
         steps.append(PlanStep(scale=k, guidance=branch, tokens=tokens))
     return steps

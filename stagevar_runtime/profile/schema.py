@@ -18,9 +18,27 @@ from pydantic import (
 
 from ..errors import ProfileError
 from ..kernels.quantised import Precision
+from ..model.inputs import LARGEST, SEEDS
+from ..model.sampling import COLDEST, MOST_KEPT
 from ..options.asked import FeatureOption, Model, Ratio, TokenOption
 
 Guidance = Literal["full", "cond", "null", "delta"]
+RESERVED = "exact"  # the published generation, which no plan may be called
+ROUNDING = 1e-5  # of a figure, that it may lie outside its own interval
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError(
+            f"got {text[:40]!a}, expected text of one line, without control characters"
+        )
+    return text
+
+
+def _plan_name(name: str) -> str:
+    if name == RESERVED:
+        raise ValueError(f"got a plan called {name!r}, which is the exact path's name")
+    return _printable(name)
 
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
@@ -33,7 +51,24 @@ Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
 ScaleInterval = Annotated[tuple[NonNegativeInt, NonNegativeInt], AfterValidator(_ordered)]
 Hash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Schedule = Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
-PerBatch = NonNegativeFloat | tuple[NonNegativeFloat, ...]
+PerBatch = NonNegativeFloat | Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+Name = Annotated[str, AfterValidator(_printable), Field(max_length=200)]
+PlanName = Annotated[str, AfterValidator(_plan_name), Field(max_length=200)]
+Strength = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # of guidance
+Strengths = Annotated[tuple[Strength, ...], Field(min_length=1)]
+Temperature = Annotated[float, Field(ge=COLDEST, le=LARGEST)]
+Kept = Annotated[int, Field(ge=0, le=MOST_KEPT)]  # the most likely of the logits
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+Directions = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+
+
+def _check_inside(name: str, value: float | None, interval: tuple[float, float] | None) -> None:
+    if value is None or interval is None:
+        return
+    slack = ROUNDING * max(map(abs, (value, *interval)))
+    if not interval[0] - slack <= value <= interval[1] + slack:
+        raise ValueError(f"got {name} {value:g}, expected it in its interval {list(interval)}")
 
 
 class PlanStep(Model):
@@ -51,9 +86,9 @@ class PlanStep(Model):
     scale: NonNegativeInt
     run: Literal["full", "skip"] = "full"
     guidance: Guidance | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Strength | None = None
     null_keep: Ratio | None = None
-    temperature: PositiveFloat | None = None
+    temperature: Temperature | None = None
     tokens: TokenOption | None = None
     features: FeatureOption | None = None
     precision: Precision | None = None
@@ -86,6 +121,11 @@ class Expected(Model):
     ms_total: PerBatch | None = None
     batch: PositiveInt | tuple[PositiveInt, ...] | None = None
     images: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> Expected:
+        _check_inside("loss", self.loss, self.loss_ci95)
+        return self
 
 
 class PlanEntry(Model):
@@ -122,6 +162,11 @@ class Estimate(Model):
     value: float
     ci95: Interval | None = None
 
+    @model_validator(mode="after")
+    def _inside(self) -> Estimate:
+        _check_inside("value", self.value, self.ci95)
+        return self
+
 
 class Boundary(Model):
     """The first scale of a stage, its 95 % interval in scales, and what says so."""
@@ -146,7 +191,7 @@ class BudgetResult(Model):
     """A budget beside the first: of another metric, or of prompts of one kind (``tag``)."""
 
     metric: str
-    max_loss: float
+    max_loss: NonNegativeFloat
     margin: NonNegativeFloat
     tag: str | None = None
     loss: float | None = None
@@ -165,7 +210,7 @@ class TargetResult(Model):
     """
 
     metric: str
-    max_loss: float
+    max_loss: NonNegativeFloat
     margin: NonNegativeFloat | None = None
     min_speedup: PositiveFloat | None = None
     max_ms: PositiveFloat | None = None
@@ -188,9 +233,9 @@ class TargetResult(Model):
 class CreatedBy(Model):
     """The tool that wrote the profile; ``at`` is ISO 8601."""
 
-    tool: str
-    version: str
-    at: str | None = None
+    tool: Name
+    version: Name
+    at: Name | None = None
 
 
 class PromptSet(Model):
@@ -205,8 +250,8 @@ class PromptSet(Model):
 class SamplingSettings(Model):
     """Temperature and cut-offs during calibration; 0 switches a cut-off off, None: unknown."""
 
-    temperature: PositiveFloat | None = None
-    top_k: NonNegativeInt | tuple[NonNegativeInt, ...] | None = None
+    temperature: Temperature | None = None
+    top_k: Kept | Annotated[tuple[Kept, ...], Field(min_length=1)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
@@ -219,9 +264,9 @@ class Calibration(Model):
 
     layout = "block"
     prompts: PromptSet
-    seeds: tuple[NonNegativeInt, ...] = (0,)
-    dtype: str
-    guidance: float | tuple[float, ...]
+    seeds: tuple[Seed, ...] = (0,)
+    dtype: Name
+    guidance: Strength | Strengths
     sampling: SamplingSettings = SamplingSettings()
     hardware: dict[str, str | int | float | bool] = Field(default_factory=dict)
     features: str | None = None
@@ -233,13 +278,19 @@ class Calibration(Model):
 
 
 class ModelRef(Model):
-    """The model a profile is for. ``schedules``: ``[height, width]`` of every scale, by size."""
+    """The model a profile is for. ``schedules``: ``[height, width]`` of every scale, by size.
+
+    ``tokenizer`` is the hash of the image tokenizer, ``classes`` the number of labels: profiles
+    made before have neither.
+    """
 
     layout = "block"
-    family: str
+    family: Name
     architecture: Hash
     weights: Hash | None = None
-    schedules: Annotated[dict[str, Schedule], Field(min_length=1)]
+    tokenizer: Hash | None = None
+    classes: PositiveInt | None = None
+    schedules: Annotated[dict[Name, Schedule], Field(min_length=1)]
 
 
 class ScaleMeasurement(Model):
@@ -254,10 +305,10 @@ class ScaleMeasurement(Model):
     tokens: PositiveInt
     cfg_sensitivity: Estimate | None = None
     cfg_effect: Estimate | None = None
-    rank_pca: tuple[float, ...] | None = None
-    rank_svd: tuple[float, ...] | None = None
-    effective_rank: tuple[float, ...] | None = None
-    stable_rank: tuple[float, ...] | None = None
+    rank_pca: Shares | None = None
+    rank_svd: Shares | None = None
+    effective_rank: Directions | None = None
+    stable_rank: Directions | None = None
     ms: Estimate | None = None
 
 
@@ -273,8 +324,8 @@ class Profile(Model):
     calibration: Calibration | None = None
     stages: Stages | None = None
     target: TargetResult | None = None
-    default_plan: str = "balanced"
-    plans: dict[str, PlanEntry] = Field(default_factory=dict)
+    default_plan: PlanName = "balanced"
+    plans: dict[PlanName, PlanEntry] = Field(default_factory=dict)
     measurements: tuple[ScaleMeasurement, ...] = ()
 
     @model_validator(mode="after")

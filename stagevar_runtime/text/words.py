@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError, StagevarError, one_line
+from ..checkpoint.finite import check_finite
+from ..checkpoint.weights import MOST_BLOCKS
+from ..errors import FAULTS, CheckpointError, StagevarError, one_line
 from ..model.inputs import prompts as checked_prompts
 
 SUFFIX = ".words.safetensors"
@@ -158,12 +160,18 @@ def load_words(path: Path, device: torch.device | str = "cpu") -> WordEncoder:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
         length, width = tensors["position"].shape
         depth = 1 + max((int(n.split(".")[1]) for n in tensors if n[:7] == "blocks."), default=-1)
-        vocabulary = json.loads(metadata["vocabulary"])
-        encoder = WordEncoder(vocabulary, length, width, depth, int(metadata["heads"]))
-        encoder.load_state_dict(tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        vocabulary, heads = json.loads(metadata["vocabulary"]), int(metadata["heads"])
+        if not isinstance(vocabulary, list) or not all(isinstance(w, str) for w in vocabulary):
+            raise ValueError("its vocabulary is no list of words")
+        if depth > MOST_BLOCKS or not 0 < heads <= width or width % heads:
+            raise ValueError(f"{depth} blocks of {heads} heads, {width} wide")
+        with torch.device("meta"):  # what the file says takes no memory before it is believed
+            encoder = WordEncoder(vocabulary, length, width, depth, heads)
+        encoder.load_state_dict(tensors, assign=True)
+    except (SafetensorError, OSError, *FAULTS) as error:
         raise CheckpointError(
             f"{path}: not a word encoder ({one_line(error, named=False)}), expected the "
             f"*{SUFFIX} file that came with the checkpoint"
         ) from error
+    check_finite(tensors, path)
     return encoder.to(device).eval().requires_grad_(False)

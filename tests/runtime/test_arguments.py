@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import decimal
 import fractions
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,13 @@ def test_no_numbers(var: Pipeline, name: str, values: list[Any]) -> None:
             continue
         with pytest.raises(StagevarError, match=name):
             var.generate(labels=[1], **{name: value})
+
+
+def test_lists_without_end(var: Pipeline) -> None:
+    for name in ("seed", "guidance", "top_k", "labels"):
+        for endless in (itertools.count(), itertools.repeat(1), range(10**12)):
+            with pytest.raises(StagevarError, match=name.removesuffix("s")):
+                var.generate(**{"labels": [1], name: endless})
 
 
 def test_a_list_is_per_scale_or_per_image_by_its_argument(var: Pipeline) -> None:

@@ -21,6 +21,7 @@ from stagevar_runtime import (
     Profile,
     ProfileError,
     ProfileMismatchError,
+    Sampling,
     StagevarError,
     load,
     write_profile,
@@ -36,6 +37,7 @@ from stagevar_runtime.profile import (
     ScaleMeasurement,
     TokenOption,
 )
+from stagevar_runtime.profile.distance import Use, far_from
 from stagevar_runtime.profile.fingerprint import schedule, schedule_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,50 @@ def test_profile_beside_the_checkpoint(tiny_files: Path, bare: Pipeline, caplog)
     assert found.plan_name == "balanced" and found.steps == (DROP,)
     assert found.sampling().guidance == 2.0 and found.sampling(top_k=5).top_k == 5
     assert "plan balanced" in str(found.summary())
+
+
+def test_what_is_far_from_the_measurements_is_said_once(tiny_files: Path, bare, caplog) -> None:
+    pipeline = load(tiny_files, device="cpu", profile=profile_of(bare))
+    assert pipeline.generate(labels=[0]).images.isfinite().all()
+    near = {"guidance": 2.2, "temperature": 1.0, "top_k": 15, "top_p": 0.97}
+    images(pipeline, **near)
+    assert pipeline.notes == []
+    images(pipeline, guidance=9.0, temperature=2.0)
+    images(pipeline, guidance=8.0)
+    said = "used far from where the profile was measured: "
+    first = f"{said}guidance 9 (measured: 2), temperature 2 (measured: 0.9)"
+    assert pipeline.notes == [first] and caplog.messages.count(first) == 1
+    images(pipeline, top_k=0)
+    assert pipeline.notes[1:] == [f"{said}top_k 0 (measured: 20)"]
+    assert first in str(pipeline.summary())
+    pipeline.disable()
+    images(pipeline, top_p=0.1)
+    assert len(pipeline.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("calibration", "use", "far"),
+    [
+        ({}, {}, []),
+        ({}, {"dtype": "float16"}, ["dtype float16 (measured: float32)"]),
+        ({"hardware": {"device": "cuda:1"}}, {}, ["device cpu (measured: cuda)"]),
+        ({"hardware": {"device": "cpu", "batch": 16}}, {"batch": 4}, []),
+        ({"hardware": {"device": "cpu", "batch": 16}}, {"batch": 3}, ["batch 3 (measured: 16)"]),
+        ({"guidance": (1.0, 4.0)}, {"sampling": Sampling(guidance=4.0)}, []),
+        ({"guidance": 4.0}, {"sampling": Sampling(guidance=0.0)}, ["guidance 0 (measured: 4)"]),
+        ({"sampling": {"top_p": 0.0}}, {"sampling": Sampling(top_p=1.0)}, []),
+        (
+            {"sampling": {"top_p": 0.0}},
+            {"sampling": Sampling(top_p=0.9)},
+            ["top_p 0.9 (measured: 0)"],
+        ),
+    ],
+)
+def test_far(calibration: dict, use: dict, far: list[str]) -> None:
+    base = {"prompts": {"name": "p", "count": 1}, "dtype": "float32", "guidance": 1.0}
+    made = Calibration.model_validate(base | calibration)
+    default = {"sampling": Sampling(), "dtype": "float32", "device": "cpu", "batch": 1}
+    assert list(far_from(made, Use(**(default | use))).values()) == far
 
 
 def test_no_profile_is_warned_once(tiny_files: Path, caplog) -> None:

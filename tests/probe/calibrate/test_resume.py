@@ -10,9 +10,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import small_job, write_tiny
 
 from stagevar_probe.calibrate import processes, resume
+from stagevar_probe.calibrate.directions import Directions
 from stagevar_probe.calibrate.resume import ResumableWork
+from stagevar_runtime import load
 from stagevar_runtime.errors import CalibrationError
 
 JOB = {"metric": "a", "seed": 0}
@@ -56,6 +60,32 @@ def test_the_setting_that_differs_is_named(tmp_path: Path) -> None:
     work = ResumableWork(tmp_path)
     work.open({"metric": "b"}, resume=False)
     assert not (tmp_path / "p-0.json").exists()
+
+
+def test_damaged_directions_are_made_again(tmp_path: Path) -> None:
+    """The file beside a piece is part of it."""
+    model = load(write_tiny(tmp_path), profile=None)
+    work = ResumableWork(tmp_path / "partial")
+    work.open(JOB, resume=True)
+    job = small_job(tmp_path, model)
+    job.runner.work = work
+    path = work.folder / "bases.safetensors"
+    directions = Directions(job.runner, {3: 4})
+    directions.measure()
+    first, vectors = path.read_bytes(), directions.bases.vectors
+    made = path.stat().st_mtime_ns
+    directions.measure()
+    assert path.stat().st_mtime_ns == made  # read, not made
+    flipped = first[:-1] + bytes([first[-1] ^ 1])
+    for damage in (b"", first[:100], b"x" * len(first), flipped, None):
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(damage)
+        directions.measure()
+        found = directions.bases.vectors
+        assert found.keys() == vectors.keys() and len(path.read_bytes()) == len(first)
+        assert all(torch.equal(found[place], vectors[place]) for place in vectors)
 
 
 @pytest.mark.parametrize("marker", ["[]", "{}", "x", '{"job": 1}', "[" * 100_000])

@@ -121,6 +121,21 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, error, code) -> None
     assert out == "" and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["inspect", "var"]])
+def test_a_full_disk_on_stdout_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "stagevar_probe", *arguments],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ran.returncode == 1
+    assert ran.stderr == "stagevar-probe: No space left on device\n"
+
+
 def test_version() -> None:
     assert "stagevar-probe, version 0.1.0" in done(invoke("--version")).output
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stagevar_probe.metrics.classifier import (
@@ -149,6 +151,31 @@ def test_scorer_files(tmp_path: Path, scorer: Scorer) -> None:
     torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-2)  # halves in the file
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot read the scorer"):
+        load_scorer(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "{}"}, "missing or unexpected"),
+        ({"architecture": "[]"}, "damaged scorer"),
+        ({"architecture": "x"}, "damaged scorer"),
+        ({"architecture": '{"widths": [4194304]}'}, "damaged scorer .*architecture"),
+        ({"architecture": '{"side": 2.5}'}, "damaged scorer .*architecture"),
+        ({"class_names": "3"}, "damaged scorer"),
+        ({"test_accuracy": "high"}, "damaged scorer .*high"),
+    ],
+)
+def test_damaged_scorers(tmp_path: Path, scorer: Scorer, change: dict, message: str) -> None:
+    path = write(tmp_path / "s.safetensors", scorer)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+    save_file(tensors, path, metadata | change)
+    with pytest.raises(CheckpointError, match=rf"s\.safetensors.*{message}"):
+        load_scorer(path)
+    name = "classifier.head.bias"
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.inf)}, path, metadata)
+    with pytest.raises(CheckpointError, match="infinity"):
         load_scorer(path)
 
 

@@ -259,6 +259,11 @@ def test_the_file_is_half_as_large_and_orthonormal_again(tmp_path: Path, tiny_va
     save_file(half, tmp_path / "w.safetensors", {"kind": KIND, "weights": HASH})
     with pytest.raises(ProfileError, match=r"damaged bases at 3\.0\.qkv"):
         Bases.load(tmp_path / "w.safetensors", HASH)
+    for vectors, means in (((4,), (1, 4)), ((4, 2), (1, 5)), ((0, 0), (4,))):
+        shapes = {"3.0.qkv.vectors": torch.ones(vectors), "3.0.qkv.means": torch.ones(means)}
+        save_file(shapes, tmp_path / "w.safetensors", {"kind": KIND, "weights": HASH})
+        with pytest.raises(ProfileError, match=r"damaged bases at 3\.0\.qkv.*Recalibrate"):
+            Bases.load(tmp_path / "w.safetensors", HASH)
     (tmp_path / "z.safetensors").write_bytes(b"nothing")
     with pytest.raises(ProfileError, match="cannot be read"):
         Bases.load(tmp_path / "z.safetensors", HASH)

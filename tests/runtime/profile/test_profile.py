@@ -125,8 +125,9 @@ def test_canonical_text_has_one_line_a_step() -> None:
 
 ratio = st.floats(0, 1, exclude_min=True)
 number = st.floats(-1e30, 1e30)
-interval = st.tuples(number, number).map(lambda pair: (min(pair), max(pair)))
 positive = st.floats(1e-300, 1e30)
+bounded = st.floats(-1e6, 1e6)
+names = st.text(min_size=1, max_size=20).filter(lambda n: n.isprintable() and bool(n.strip()))
 token_options = st.builds(
     TokenOption,
     keep=st.one_of(ratio, st.lists(ratio, min_size=1, max_size=8).map(tuple)),
@@ -148,15 +149,16 @@ def plans(draw: st.DrawFn) -> PlanEntry:
             PlanStep(
                 scale=scale,
                 guidance=draw(branches),
-                temperature=draw(st.none() | positive),
+                temperature=draw(st.none() | st.floats(1e-6, 1e6)),
                 tokens=draw(st.none() | token_options),
             )
         )
+    low, loss, high = sorted(draw(st.tuples(number, number, number)))
     expected = Expected(
         metric=draw(st.none() | st.text()),
-        loss=draw(st.none() | number),
-        loss_ci95=draw(st.none() | interval),
-        speedup_loop=draw(st.none() | positive | st.lists(positive).map(tuple)),
+        loss=draw(st.none() | st.just(loss)),
+        loss_ci95=draw(st.none() | st.just((low, high))),
+        speedup_loop=draw(st.none() | positive | st.lists(positive, min_size=1).map(tuple)),
     )
     return PlanEntry(steps=tuple(steps), expected=draw(st.sampled_from([None, expected])))
 
@@ -168,12 +170,12 @@ scalars = st.text() | st.integers(-(10**15), 10**15) | number | st.booleans()
 def profiles(draw: st.DrawFn) -> Profile:
     base = parse_profile(TEXT)
     assert base.calibration is not None
-    named = draw(st.dictionaries(st.text(), plans(), min_size=1, max_size=3))
+    named = draw(st.dictionaries(names, plans(), min_size=1, max_size=3))
     calibration = base.calibration.model_copy(
         update={
             "hardware": draw(st.dictionaries(st.text(), scalars, max_size=4)),
-            "dtype": draw(st.text()),
-            "guidance": draw(number | st.lists(number, max_size=3).map(tuple)),
+            "dtype": draw(names),
+            "guidance": draw(bounded | st.lists(bounded, min_size=1, max_size=3).map(tuple)),
         }
     )
     rows = tuple(
@@ -286,6 +288,50 @@ def test_order_of_free_keys_does_not_matter() -> None:
 )
 def test_errors_name_field_got_and_expected(old: str, new: str, message: str) -> None:
     assert message in refuse(edited(old, new))
+
+
+STEP = "{scale: 1, guidance: cond}"
+HARDWARE = "hardware: {gpu: H200, count: 1, tf32: false}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (STEP, "{scale: 1, guidance_scale: 1e308}", "guidance_scale is 1e+308, expected"),
+        (STEP, "{scale: 1, guidance_scale: -1e7}", "guidance_scale is -10000000.0, expected"),
+        (STEP, "{scale: 1, temperature: 5e-324}", "temperature is 5e-324, expected"),
+        (STEP, "{scale: 1, temperature: 1e308}", "temperature is 1e+308, expected"),
+        (
+            STEP,
+            f"{{scale: 1, features: {{rank: 2, basis: random, seed: {2**63}}}}}",
+            f"features.seed is {2**63}, expected",
+        ),
+        ("seeds: [0]", f"seeds: [{2**64}]", f"calibration.seeds[0] is {2**64}, expected"),
+        ("guidance: 3", "guidance: []", "calibration.guidance"),
+        ("guidance: 3", "guidance: 1e308", "calibration.guidance"),
+        ("top_k: 900", "top_k: []", "calibration.sampling.top_k"),
+        ("top_k: 900", f"top_k: {2**40}", "calibration.sampling.top_k"),
+        ("  balanced:", "  exact:", "got a plan called 'exact'"),
+        ("  balanced:", '  "a\\nb":', "expected text of one line"),
+        ("  balanced:", '  "\\e[31m":', "expected text of one line"),
+        ("  balanced:", '  "":', "expected text of one line"),
+        ("family: infinity", 'family: "\\e[31m"', "model.family"),
+        ("loss: 0.004", "loss: 0.4", "got loss 0.4, expected it in its interval [0.001, 0.007]"),
+        ("value: 0.5", "value: 7", "got value 7, expected it in its interval [0.4, 0.6]"),
+        ("max_loss: 0.01", "max_loss: -0.01", "target.max_loss is -0.01, expected"),
+        ("max_loss: 0.01", "max_loss: .nan", "target.max_loss is '.nan', expected"),
+        ("rank_pca: [1, 0.5]", "rank_pca: [5, 5]", "rank_pca[0] is 5, expected"),
+        ("rank_pca: [1, 0.5]", "rank_pca: []", "rank_pca"),
+        ("ms_loop: [9, 20]", "ms_loop: []", "ms_loop"),
+    ],
+)
+def test_what_could_not_be_run_or_meant_is_refused(old: str, new: str, message: str) -> None:
+    assert message in refuse(edited(old, new))
+
+
+def test_figures_at_the_ends_of_their_intervals_are_inside() -> None:
+    for loss in ("0.001", "0.007", "0.00700000001"):
+        parse_profile(edited("loss: 0.004", f"loss: {loss}"))
 
 
 def test_several_errors_are_counted() -> None:
@@ -458,8 +504,9 @@ def test_match() -> None:
             "profile was calibrated for 4 scales (last 64x64), model has 3 (last 16x16).",
         ),
         (
-            *(Fingerprint(OTHER, WEIGHTS), SCHEDULE, None, "architecture"),
-            "for architecture sha256:aaaaaaaa, model is sha256:cccccccc (4 scales (last 64x64)).",
+            *(Fingerprint(OTHER, WEIGHTS, classes=10), SCHEDULE, None, "architecture"),
+            "for architecture sha256:aaaaaaaa (scales 1 2 4 64), model is sha256:cccccccc (10 "
+            "classes, scales 1 2 4 64).",
         ),
     ],
 )
@@ -486,6 +533,29 @@ def test_other_weights_warn_or_raise() -> None:
     with pytest.raises(ProfileMismatchError, match="weights sha256:bbb") as caught:
         check_match(profile(), other, SCHEDULE, repair=REPAIR, strict=True)
     assert (caught.value.expected, caught.value.found) == (WEIGHTS, OTHER)
+
+
+def test_another_number_of_classes_is_named() -> None:
+    model = profile().model.model_copy(update={"classes": 10})
+    here = Fingerprint(ARCHITECTURE, WEIGHTS, classes=4)
+    with pytest.raises(ProfileMismatchError, match="for 10 classes, model has 4") as caught:
+        check_match(profile(model=model), here, SCHEDULE, repair=REPAIR)
+    assert (caught.value.field, caught.value.expected, caught.value.found) == ("classes", 10, 4)
+    ten = Fingerprint(ARCHITECTURE, WEIGHTS, classes=10)
+    assert check_match(profile(model=model), ten, SCHEDULE, repair=REPAIR) == []
+
+
+def test_another_tokenizer_warns_or_raises() -> None:
+    model = profile().model.model_copy(update={"tokenizer": OTHER})
+    here = Fingerprint(ARCHITECTURE, WEIGHTS, tokenizer=WEIGHTS)
+    (warning,) = check_match(profile(model=model), here, SCHEDULE, repair=REPAIR)
+    assert "for the image tokenizer sha256:cccccccc, model has sha256:bbbbbbbb" in warning
+    with pytest.raises(ProfileMismatchError, match="the image tokenizer") as caught:
+        check_match(profile(model=model), here, SCHEDULE, repair=REPAIR, strict=True)
+    assert (caught.value.field, caught.value.expected) == ("tokenizer", OTHER)
+    for known in (Fingerprint(ARCHITECTURE, WEIGHTS, tokenizer=OTHER), PRINT):
+        assert check_match(profile(model=model), known, SCHEDULE, repair=REPAIR, strict=True) == []
+    assert check_match(profile(), here, SCHEDULE, repair=REPAIR, strict=True) == []
 
 
 def test_published_profile_fits_any_weights() -> None:

@@ -26,7 +26,8 @@ SHARD, EARLIER = "pictures.zip", "earlier"
 ABSENT = ("pydantic", "yaml", "safetensors", "click")  # that a lent machine may not have
 PROOF = f"""import sys
 sys.modules |= dict.fromkeys({ABSENT})
-from training.gpu.__main__ import parse
+import training.gpu.__main__
+from training.gpu.work import parse
 parse(["--shard", "a", "--out", "b"])
 """
 RUN = """#!/bin/sh

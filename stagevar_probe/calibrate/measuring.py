@@ -26,7 +26,7 @@ logger = logging.getLogger("stagevar_probe")
 SURE = 1.64  # standard errors beyond the loosest budget that make an intervention hopeless
 CLEAR = 0.5  # of the budget: half an interval that says enough of an intervention
 ENOUGH = 24  # images before any interval is believed to be narrow
-SMALLEST = 4  # images of a batch at least, where the time is short
+SMALLEST = 2  # images of a batch at least, where the time is short
 COSTS = 0.06  # share of the time that timing every option may take
 
 

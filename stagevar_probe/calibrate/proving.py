@@ -24,7 +24,7 @@ from ..metrics.images import kid_loss
 from ..solve.candidates import Candidate
 from ..solve.target import BUDGETS
 from ..validate.evidence import evidence_of, losses_of
-from ..validate.run import per_image
+from ..validate.run import Batch, per_image
 from ..validate.sequential import ERROR, NORMAL, Control, critical_values, paired_bounds
 from ..validate.verdict import UNPROVEN, Budget, Verdict
 from .racing import Raced
@@ -210,8 +210,7 @@ class Proof:
         pieces = [piece for piece in self.pieces if finalist.name in piece.seen]
         seen, budget = [piece.seen for piece in pieces], self.budgets[0]
         losses = losses_of(seen, finalist.name)
-        smooth = per_image(seen, EXACT, "smooth") - per_image(seen, finalist.name, "smooth")
-        both = (losses + smooth) / 2
+        both = np.concatenate([_both(batch, finalist.name) for batch in seen])
         n, ahead = len(losses), max(1, self.planned - finalist.begin)
         left = max(ahead - n, 1e-9)
         spread, known = (math.sqrt(float(x.var()) + 1 / n) for x in (losses, both))
@@ -243,10 +242,18 @@ class Proof:
         for found in (self.finalists, self._unproven(beside), self._unproven(self.waiting)):
             good = [f for f in found if f.evidence is not None and not self._worse(f.name)]
             for wanted in (True, "unproven"):
-                own = [f for f in good if f.verdict == wanted and f.evidence and f.evidence.keeps]
+                own = [f for f in good if f.verdict == wanted and self._keeps(f)]
                 if own:
                     return min(own, key=lambda f: self._ms(f.name))
         return None
+
+    def _keeps(self, finalist: Finalist) -> bool:
+        """Whether its estimates keep the budgets; of the first one also the mean with the smoothed
+        loss, which says more of few inputs than passes do."""
+        both = [_both(piece.seen, finalist.name) for piece in self._pieces(finalist.name)]
+        found = finalist.evidence
+        seems = float(np.concatenate(both).mean()) <= self.budgets[0].max_loss
+        return found is not None and found.keeps and (seems or found.verdict is True)
 
     def chosen(self) -> dict[str, Finalist | Candidate | None]:
         """What every plan of the profile is; none: the exact path. None is slower than a gentler
@@ -301,3 +308,9 @@ class Proof:
         speedup = self._ms(EXACT) / self._ms(name)
         half = (bounds.high - bounds.low) / 2
         return f"{speedup:.1f}x at {bounds.mean:.3f} ± {half:.3f}, {len(losses)} inputs"
+
+
+def _both(batch: Batch, name: str) -> NDArray[np.float64]:
+    """The mean of an image's loss and its smoothed loss: two views of one quantity."""
+    lost = [per_image([batch], EXACT, k) - per_image([batch], name, k) for k in ("score", "smooth")]
+    return np.asarray(np.mean(lost, 0))

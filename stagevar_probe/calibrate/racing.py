@@ -34,6 +34,7 @@ from .runner import Piece, Runner
 logger = logging.getLogger("stagevar_probe")
 
 FEWEST = 4  # candidates that stay in the race to the end
+SMALLEST = 4  # images of a batch at least
 WORSE = 3.0  # standard errors of distribution lost that end a candidate's race
 PRIOR = 4.0  # of the budget, over the root of the inputs: no few inputs are sure of a loss
 GAIN = 0.02  # share of the time that two finalists are apart at least
@@ -101,6 +102,14 @@ class Raced:
         ]
 
 
+def spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """So many of them, the slowest and the fastest included and others evenly between."""
+    if count >= len(candidates):
+        return list(candidates)
+    order = sorted(candidates, key=lambda c: -c.ms)
+    return [order[round(i * (len(order) - 1) / (count - 1))] for i in range(count)]
+
+
 class Race:
     """One race: who runs, on what, who leaves."""
 
@@ -114,7 +123,8 @@ class Race:
     def enter(self) -> None:
         """Choose who runs: what the solver names, sampled cooler unless that is seen to hurt."""
         cool = self._cooler()
-        candidates = propose_candidates(self.measured, self.max_loss, cool)
+        proposed = propose_candidates(self.measured, self.max_loss, cool)
+        candidates = spread(proposed, self._fitting(proposed))
         self.raced.candidates = candidates
         self.raced.plans |= {c.name: self.runner.compiled(c.steps) for c in candidates}
         logger.info("%d plans race, sampled %s", len(candidates), "cooler" if cool else "as exact")
@@ -166,15 +176,29 @@ class Race:
         """Images of a batch, so that the first round takes a third of the time for racing."""
 
         def wanted() -> dict[str, int]:
-            costs = self.measured.costs
-            assert costs is not None
-            every = costs.exact_ms + sum(c.ms for c in self.raced.candidates)
-            every += costs.decode_ms * (1 + len(self.raced.candidates))
-            per_image = 1.2 * every / costs.batch / 1000
+            per_image = self._seconds(self.raced.candidates)
             fitting = self.runner.clock.left(RACED) / 3 / max(per_image, 1e-9)
-            return {"size": int(min(self.runner.settings.batch, max(4, fitting)))}
+            return {"size": int(min(self.runner.settings.batch, max(SMALLEST, fitting)))}
 
         return int(self.runner.decide("race-size", wanted)["size"])
+
+    def _fitting(self, candidates: Sequence[Candidate]) -> int:
+        """How many of them one small batch has time for."""
+
+        def wanted() -> dict[str, int]:
+            per_image = self._seconds(candidates) / max(1, len(candidates))
+            fitting = self.runner.clock.left(RACED) / SMALLEST / max(per_image, 1e-9)
+            return {"count": int(min(len(candidates), max(FEWEST, fitting)))}
+
+        return int(self.runner.decide("race-count", wanted)["count"])
+
+    def _seconds(self, candidates: Sequence[Candidate]) -> float:
+        """Of one image by the exact path and by every candidate, with what looking at it takes."""
+        costs = self.measured.costs
+        assert costs is not None
+        every = costs.exact_ms + sum(c.ms for c in candidates)
+        every += costs.decode_ms * (1 + len(candidates))
+        return 1.2 * every / costs.batch / 1000
 
     def standing(self, name: str) -> Standing:
         """How a candidate stands on the batches that it ran on."""

@@ -22,13 +22,15 @@ MS = {EXACT: 100.0, "gentle": 70.0, "good": 50.0, "wild": 25.0}
 SIZE = 16
 
 
-def piece(**lost: int) -> Piece:
-    """A batch of which the exact path passes all and plans all but so many."""
+def piece(worse: float = 0.0, **lost: int) -> Piece:
+    """A batch of which the exact path passes all and plans all but so many; ``worse``: what a plan
+    loses of its smooth score where it passes."""
     seen = {}
     for name, many in {EXACT: 0, **lost}.items():
         score = [0.0] * many + [1.0] * (SIZE - many)
         none = [0.0] * SIZE
-        seen[name] = Observed(score, score, [none], none, none, MS[name], MS[name], 0.0, [])
+        smooth = [x - worse * (name != EXACT and x > 0) for x in score]
+        seen[name] = Observed(score, smooth, [none], none, none, MS[name], MS[name], 0.0, [])
     items = tuple(range(SIZE))
     return Piece(Inputs("made", items, items), seen, 1.0)
 
@@ -92,6 +94,15 @@ def test_the_best_plan_is_a_finalist_else_one_that_waited(
     best = found.best()
     assert best is not None and best.name == chosen
     assert best.verdict == "unproven"
+
+
+def test_a_few_passes_do_not_hide_what_the_smooth_score_says() -> None:
+    ran = [piece(worse=0.05, good=0, gentle=0)]
+    found = proof(16, *ran, good=0.0)
+    found.beside = dict.fromkeys(found.beside)
+    found.look(final=True)
+    assert found.finalists[0].evidence is not None and found.finalists[0].evidence.keeps
+    assert found.best() is None
 
 
 def test_nothing_is_chosen_where_every_plan_seems_to_lose() -> None:

@@ -6,7 +6,7 @@ pytest tests/probe/calibrate/test_racing.py
 from __future__ import annotations
 
 from stagevar_probe.calibrate.clock import Clock, default_seconds
-from stagevar_probe.calibrate.racing import Raced, Standing
+from stagevar_probe.calibrate.racing import Raced, Standing, spread
 from stagevar_probe.solve.candidates import Candidate
 
 
@@ -45,6 +45,12 @@ def test_the_fastest_rather_keeps_the_budget_than_not() -> None:
         0.03: "b",
         0.1: "c",
     }
+
+
+def test_a_short_race_has_fewer_candidates_of_every_pace() -> None:
+    every = [Candidate(str(ms), (), float(ms), 0.0) for ms in (50, 10, 40, 20, 30, 60, 70)]
+    assert [c.ms for c in spread(every, 4)] == [70, 50, 30, 10]
+    assert spread(every, 9) == every
 
 
 def test_the_default_time_is_by_device_and_model() -> None:

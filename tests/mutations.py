@@ -61,7 +61,7 @@ def _change(holder: Any, key: Any, chance: random.Random, whole: Any) -> None:
             found = found[step]
         holder[key] = copy.deepcopy(found[other])
     else:
-        holder[key] = chance.choice(ODD)
+        holder[key] = copy.deepcopy(chance.choice(ODD))
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:

@@ -15,6 +15,7 @@ from .fingerprint import Fingerprint
 from .schema import Profile
 
 VARIABLE = "STAGEVAR_PROFILE"
+SAID = {"weights": "weights", "tokenizer": "the image tokenizer"}  # in messages
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,23 @@ def check_match(
         return [
             f"profile is {profile.provenance}, never measured on these weights. Check: {repair}"
         ]
-    errors = [] if fingerprint.holds(model.weights) else [("weights", model.weights)]
+    other = [] if fingerprint.holds(model.weights) else ["weights"]
     if fingerprint.tokenizer and model.tokenizer not in (None, fingerprint.tokenizer):
-        errors.append(("tokenizer", model.tokenizer))
-    warnings = []
-    for field, expected in errors:
-        found = str(getattr(fingerprint, field))
-        name = {"tokenizer": "the image tokenizer"}.get(field, field)
-        was, has = f"{name} {expected[:15]}", f"has {found[:15]}: figures may differ"
-        error = mismatch(field, expected, found, was, has)
-        if strict:
-            raise error
-        warnings.append(str(error))
-    return warnings
+        other.append("tokenizer")
+    if not other:
+        return []
+    was, has = (
+        " and ".join(f"{SAID[name]} {getattr(one, name)[:15]}" for name in other)
+        for one in (model, fingerprint)
+    )
+    name = other[0]
+    error = mismatch(
+        *(name, getattr(model, name), getattr(fingerprint, name)),
+        *(was, f"has {has}: figures may differ"),
+    )
+    if strict:
+        raise error
+    return [str(error)]
 
 
 def _spoken(schedule: Sequence[Sequence[int]]) -> str:

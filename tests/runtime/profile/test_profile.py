@@ -529,7 +529,7 @@ def test_mismatch_says_how_to_repair(
 def test_other_weights_warn_or_raise() -> None:
     other = Fingerprint(ARCHITECTURE, OTHER)
     (warning,) = check_match(profile(), other, SCHEDULE, repair=REPAIR)
-    assert "calibrated for weights sha256:bbbbbbbb, model has sha256:cccccccc" in warning
+    assert "calibrated for weights sha256:bbbbbbbb, model has weights sha256:cccccccc" in warning
     with pytest.raises(ProfileMismatchError, match="weights sha256:bbb") as caught:
         check_match(profile(), other, SCHEDULE, repair=REPAIR, strict=True)
     assert (caught.value.expected, caught.value.found) == (WEIGHTS, OTHER)
@@ -549,7 +549,10 @@ def test_another_tokenizer_warns_or_raises() -> None:
     model = profile().model.model_copy(update={"tokenizer": OTHER})
     here = Fingerprint(ARCHITECTURE, WEIGHTS, tokenizer=WEIGHTS)
     (warning,) = check_match(profile(model=model), here, SCHEDULE, repair=REPAIR)
-    assert "for the image tokenizer sha256:cccccccc, model has sha256:bbbbbbbb" in warning
+    assert "for the image tokenizer sha256:cccccccc, model has the image tokenizer " in warning
+    both = Fingerprint(ARCHITECTURE, OTHER, tokenizer=WEIGHTS)
+    (warning,) = check_match(profile(model=model), both, SCHEDULE, repair=REPAIR)
+    assert "for weights sha256:bbbbbbbb and the image tokenizer sha256:cccccccc, model" in warning
     with pytest.raises(ProfileMismatchError, match="the image tokenizer") as caught:
         check_match(profile(model=model), here, SCHEDULE, repair=REPAIR, strict=True)
     assert (caught.value.field, caught.value.expected) == ("tokenizer", OTHER)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stagevar_probe.datasets.inputs import Inputs
 from stagevar_probe.measure.flops import scale_flops
+from stagevar_probe.measure import interventions
 from stagevar_probe.measure.interventions import (
     EXACT,
     PUBLISHED,
@@ -338,7 +339,10 @@ def test_products_in_fewer_bits_begin_at_every_scale_where_the_model_gains(
     monkeypatch.setattr(known, "hindrance", lambda kind: "slow")
     assert fewest_bits(tiny_var) is None
     monkeypatch.setattr(known, "hindrance", lambda kind: "")
+    monkeypatch.setattr(interventions, "weight_levels", lambda: 127.0)
     assert fewest_bits(tiny_var) == "int8"
+    monkeypatch.setattr(interventions, "weight_levels", lambda: 63.0)
+    assert fewest_bits(tiny_var) is None  # seven bits are no gain worth a loss
     scales = tiny_var.scales()
     space = default_space(tiny_var.info, SAMPLING, scales, "int8")
     found = [a for a in default_interventions(space, scales) if a.precision]

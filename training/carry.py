@@ -26,8 +26,7 @@ SHARD, EARLIER = "pictures.zip", "earlier"
 ABSENT = ("pydantic", "yaml", "safetensors", "click")  # that a lent machine may not have
 PROOF = f"""import sys
 sys.modules |= dict.fromkeys({ABSENT})
-import training.gpu.__main__
-from training.gpu.work import parse
+from training.gpu.__main__ import parse
 parse(["--shard", "a", "--out", "b"])
 """
 RUN = """#!/bin/sh

@@ -40,17 +40,10 @@ until grep -qs '"stage": "transformer"' "$WORK/out/progress.json"; do
     kill -0 $FIRST 2> /dev/null || { cat "$WORK/first.log"; echo "rehearsal: it ended"; exit 1; }
     sleep 0.5
 done
-# the training's processes are those in its folder; ours alone, by their numbers
-while :; do
-    LEFT=""
-    for pid in /proc/[0-9]*; do
-        [ "$(readlink "$pid/cwd" 2> /dev/null)" = "$WORK/carried" ] || continue
-        tr '\0' ' ' < "$pid/cmdline" | grep -q 'training.gpu' && LEFT="$LEFT ${pid#/proc/}"
-    done
-    [ -n "$LEFT" ] || break
-    # shellcheck disable=SC2086 # several numbers
-    kill -9 $LEFT 2> /dev/null || true
-    sleep 0.1
+# the training process is the one that holds its folder; ours alone, by its number
+for pid in /proc/[0-9]*; do
+    [ "$(readlink "$pid/cwd" 2> /dev/null)" = "$WORK/carried" ] || continue
+    tr '\0' ' ' < "$pid/cmdline" | grep -q 'training.gpu' && kill -9 "${pid#/proc/}"
 done
 wait $FIRST && { echo "rehearsal: it was not killed"; exit 1; }
 tail -n 2 "$WORK/first.log"

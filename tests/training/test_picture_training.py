@@ -21,6 +21,7 @@ from training.data import DataError
 from training.data.layouts import draw_layouts
 from training.data.shard import read_shard
 from training.gpu import compiled, outputs, run
+from training.gpu.__main__ import main
 from training.gpu.cache import Features
 from training.gpu.clock import Clock
 from training.gpu.estimate import forward_operations, table
@@ -30,7 +31,6 @@ from training.gpu.pictures import read_emoji
 from training.gpu.precision import Precision
 from training.gpu.sample import sample, sheet, stacked
 from training.gpu.settings import BITS, SIZES
-from training.gpu.work import main
 from training.scenes.transformer import run_block
 from training.state import Interrupted
 
@@ -53,7 +53,7 @@ def command(shard: Path, out: Path, *more: str) -> list[str]:
 def trained(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run leaves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.gpu.work.STARTED", Clock(1).start)
+        patch.setattr("training.gpu.__main__.STARTED", Clock(1).start)
         out = tmp_path_factory.mktemp("run") / "out"
         assert main(command(shard, out)) == 0
     return out
@@ -73,7 +73,7 @@ def test_a_run_leaves_few_files_that_say_what_happened(trained: Path) -> None:
 def test_the_next_run_goes_on_and_what_it_leaves_draws(
     trained: Path, shard: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("training.gpu.work.STARTED", Clock(1).start)
+    monkeypatch.setattr("training.gpu.__main__.STARTED", Clock(1).start)
     before = outputs.read_payload(trained, "state")
     out = tmp_path / "out"
     assert main(command(shard, out, "--resume", str(trained))) == 0
@@ -102,7 +102,7 @@ def test_another_size_does_not_go_on(trained: Path, shard: Path, tmp_path: Path,
 
 
 def test_what_hangs_is_ended(shard: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("training.gpu.work.STARTED", Clock(1).start - 100)  # long over
+    monkeypatch.setattr("training.gpu.__main__.STARTED", Clock(1).start - 100)  # long over
     ended = threading.Event()
     monkeypatch.setattr(run.Run, "perform", lambda self: ended.wait(10))
     assert main(command(shard, tmp_path / "o"), late=ended.set) == 0 and ended.is_set()
@@ -205,8 +205,9 @@ def test_blocks_are_compiled_once_a_child_has_proved_them(
         "executable",
         "/bin/echo" if says is None else f"{tmp_path}/child",
     )
-    told = {"compiled": says, "why": "" if says else "slow", "faster": [1.5], "seconds": 1.0}
-    (tmp_path / "child").write_text(f"#!/bin/sh\necho '{json.dumps(told)}' > $5\n")
+    (tmp_path / "child").write_text(
+        f'#!/bin/sh\necho \'{{"compiled": {str(says).lower()}, "why": ""}}\' > $5\n'
+    )
     (tmp_path / "child").chmod(0o755)
     monkeypatch.setattr(run, "compile_block", lambda model: setattr(model, "run_block", "fast"))
     monkeypatch.setenv(compiled.CACHE, "elsewhere")

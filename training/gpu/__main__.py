@@ -1,48 +1,79 @@
-"""The command: python -m training.gpu --minutes 8 --shard FILE --out FOLDER [--resume [FOLDER]].
-
-A child does the work, since some faults of a device end with the process only. Should it crash,
-another goes on from the last checkpoint, with eager blocks, until the same end.
-"""
+"""The command: python -m training.gpu --minutes 8 --shard FILE --out FOLDER [--resume [FOLDER]]."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
+import argparse
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
+import torch
+
+from ..data import DataError
+from ..state import Interrupted, stop_on_signals
 from . import STARTED
-
-WORKER = (sys.executable, "-m", "training.gpu.work")
-AGAIN = "--after-fault"
-FAULT = 70  # how a worker ends after an error that nobody foresaw; a signal is below 0
-ATTEMPTS = 3
+from .clock import EARLY, Clock
+from .run import Asked, Run
+from .settings import SIZES
 
 
-def waited(child: subprocess.Popen[bytes]) -> int:
-    """The child's exit code; a wish to end is passed on (a terminal's Ctrl-C reaches both)."""
-    handlers = {signal.SIGTERM: lambda number, _: child.send_signal(number)}
-    handlers[signal.SIGINT] = lambda *_: None
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+def parse(argv: list[str] | None = None) -> Asked:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.gpu", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of the whole, at most")
+    parser.add_argument("--shard", type=Path, required=True, help="by training.data.shard")
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is carried away")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES, default="full", help="default: %(default)s")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="go on from what a run left in this folder (without a name: in --out)",
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave the blocks eager")
+    parser.add_argument("--work", type=Path, help="folder of what a compiler makes")
+    args = parser.parse_args(argv)
+    resume = args.out if args.resume == Path() else args.resume
+    work = args.work or Path(tempfile.gettempdir()) / "training-gpu"
+    return Asked(
+        *(args.minutes, args.shard, args.out, args.device, args.size, resume),
+        compile=not args.no_compile,
+        work=work,
+    )
+
+
+def end_process() -> None:
+    """End without a word more: something hangs, and every checkpoint is whole."""
+    print("late: ended as it is, the last checkpoint is whole", file=sys.stderr, flush=True)
+    os._exit(75)
+
+
+def main(argv: list[str] | None = None, late: Callable[[], None] | None = None) -> int:
+    """Run; return the exit code. ``late`` is called should it still run well past its end."""
+    asked = parse(argv)
+    clock = Clock(asked.minutes, STARTED)
+    grace = min(EARLY, 0.3 * clock.length) / 2
+    guard = threading.Timer(clock.left + grace, late or (lambda: None))
+    guard.daemon = True
+    guard.start()
     try:
-        return child.wait()
+        with stop_on_signals() as stop:
+            Run(asked, clock, stop).perform()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted:
+        print(f"stopped; --resume goes on from {asked.out}", file=sys.stderr)
+        return 130
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def main(argv: Sequence[str], worker: Sequence[str] = WORKER) -> int:
-    """Have it done; return the exit code."""
-    more, code = ("--since", f"{STARTED}"), FAULT
-    for attempt in range(ATTEMPTS):
-        child = subprocess.Popen([*worker, *argv, *more])
-        code = waited(child)
-        if code >= 0 and code != FAULT:
-            break
-        print(f"attempt {attempt + 1} of {ATTEMPTS} ended with {code}", file=sys.stderr, flush=True)
-        more = (*more[:2], AGAIN)
-    return code
+        guard.cancel()
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(late=end_process))

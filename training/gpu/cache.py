@@ -44,8 +44,7 @@ def encode_pictures(
     def encoded(draw: Callable[[Tensor], Tensor], numbers: Tensor) -> Tensor:
         image = draw(numbers).contiguous(memory_format=torch.channels_last)
         with precision.autocast():
-            features = model.encoder(image).half().contiguous()
-        return features.nan_to_num_(0.0, 0.0, 0.0)
+            return model.encoder(image).half().contiguous()
 
     order = torch.randperm(scenes, device=device)
     found: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
@@ -56,19 +55,13 @@ def encode_pictures(
         which = behind if places[behind] < totals[behind] else 1 - behind
         end_of_batch = min(places[which] + size, totals[which])
         numbers = torch.arange(places[which], end_of_batch, device=device)
-        try:
-            if which == 0:
-                first, own = places[0] < emoji, numbers % emoji
-                part = encoded(lambda n, first=first: pictures.draw_emoji(n, first), own)
-                found[0].append((part, pictures.emoji_captions[own]))
-            else:
-                part = encoded(pictures.draw_scenes, order[numbers])
-                found[1].append((part, pictures.scene_captions[order[numbers]]))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size //= 2
-            continue
+        if which == 0:
+            first = places[0] < emoji
+            part = encoded(lambda n, first=first: pictures.draw_emoji(n, first), numbers % emoji)
+            found[0].append((part, pictures.emoji_captions[numbers % emoji]))
+        else:
+            part = encoded(pictures.draw_scenes, order[numbers])
+            found[1].append((part, pictures.scene_captions[order[numbers]]))
         places[which] = end_of_batch
         precision.wait()
         if clock.now > end and all(found):

@@ -2,21 +2,17 @@
 
 The child compiles the block for the shapes that training has, runs it forward and backward on the
 device, compares it with the eager one in values and time, and leaves what it compiled in a folder
-that both use. A second one does the same with what the first has left: what that takes is what
-training will wait for. Training takes the compiled block once the child has said that it is right,
-and that it saves more than the wait; until then it is eager. A child that crashes, hangs or is late
-changes nothing.
+that both use. Training takes the compiled block once the child has said that it is right and
+faster, and is eager until then. A child that crashes, hangs or is late changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,6 @@ FASTER = 1.03
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 REPORT = "compiled.json"
 SHAPES = 32  # shapes of a block at most
-WARM = "warm"  # the second child
 
 
 class Compiler:
@@ -48,11 +43,7 @@ class Compiler:
         self.log = folder / "compiled.log"
         with self.log.open("wb") as log:
             self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, to be ended with all its children
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
 
     def found(self) -> dict[str, Any] | None:
@@ -66,10 +57,10 @@ class Compiler:
         return {"compiled": False, "why": f"the child ended with {self.child.returncode}: {last}"}
 
     def stop(self) -> None:
-        """End the child and what it started, if they still run."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.wait()
+        """End the child, if it still runs."""
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.wait()
 
 
 def compile_block(model: TextToImage) -> None:
@@ -117,14 +108,10 @@ def prove(size: Size, device: str) -> dict[str, Any]:
         first = run(prefix, whole)
         eager[prefix.scales, whole] = (*first, timed(prefix, whole))
     compile_block(model)
-    ratios, off, compiling = [], 0.0, 0.0
+    ratios, off = [], 0.0
     for prefix, whole in shapes(size):
         *values, seconds = eager[prefix.scales, whole]
-        precision.wait()
-        begin = time.monotonic()
         found = run(prefix, whole)
-        precision.wait()
-        compiling += time.monotonic() - begin
         for one, other in zip(found, values, strict=True):
             off = max(off, ((one - other).abs().max() / other.abs().max()).item())
         ratios.append(seconds / timed(prefix, whole))
@@ -132,23 +119,13 @@ def prove(size: Size, device: str) -> dict[str, Any]:
     why = "" if right else f"off by {off:.3f} of the largest value"
     if right and ratios[0] < FASTER:
         right, why = False, f"{ratios[0]:.2f} times as fast"
-    return {
-        "compiled": right,
-        "why": why,
-        "off": off,
-        "faster": [round(r, 2) for r in ratios],
-        "seconds": round(compiling, 1),
-    }
+    return {"compiled": right, "why": why, "off": off, "faster": [round(r, 2) for r in ratios]}
 
 
 def main(argv: list[str]) -> int:
-    """The child process: size, device, the file to write, :data:`WARM` if it is the second."""
-    name, device, path, *warm = argv
+    """The child process: size, device, the file to write."""
+    name, device, path = argv
     found = prove(SIZES[name], device)
-    if found["compiled"] and not warm:
-        print(json.dumps(found), flush=True)
-        command = [sys.executable, "-m", "training.gpu.compiled", *argv, WARM]
-        return subprocess.run(command).returncode
     partial = Path(path + ".partial")
     partial.write_text(json.dumps(found))
     partial.replace(path)

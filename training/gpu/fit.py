@@ -24,11 +24,12 @@ from ..scenes.transformer import TextToImage, parameters_by_use, run_block
 from .cache import Features
 from .clock import Clock
 from .muon import Muon
-from .precision import Precision, finite
+from .precision import Precision
 from .settings import BITS, TEXT_LENGTH, Prefix, Size
 from .tokenizer import Log
 
 STEPS = 600  # that a run should have at least, for which batches are made smaller
+EMOJI_SHARE = 0.5  # of the pictures of a batch, on average
 FALL = 0.4  # of the time: the learning rate falls to nothing at the end
 PLAN = FitPlan(learning_rate=3e-3, weight_decay=0.05, text_dropout=0.1, wrong_captions=0.15)
 
@@ -74,11 +75,11 @@ class Store:
         self.ids = torch.nn.functional.pad(ids, (0, pad)).to(device)
         self.mask = torch.nn.functional.pad(mask, (0, pad)).to(device)
 
-    def batch(self, count: int, share: float, wrong: float) -> Batch:
-        """``count`` pictures, a ``share`` of them emoji, ``wrong`` with the caption of another."""
+    def batch(self, count: int, wrong: float) -> Batch:
+        """``count`` pictures; a share ``wrong`` of them with the caption of another."""
         device = self.ids.device
         kinds, numbers = (self.emoji, self.scenes), []
-        is_emoji = torch.rand(count, device=device) < share
+        is_emoji = torch.rand(count, device=device) < EMOJI_SHARE
         for kind in kinds:
             numbers.append(torch.randint(len(kind.captions), (count,), device=device))
         pairs = zip(kinds, numbers, strict=True)
@@ -132,7 +133,7 @@ class Training:
         self.muon = Muon(hidden, PLAN.weight_decay)
         self.adam = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.97), weight_decay=0.0)
         self.step, self.seen, self.spent, self.slower = 0, 0, 0.0, 1.0
-        self.since, self.warmup, self.decay = 0, 500, 0.9  # steps of this process
+        self.since, self.warmup, self.decay = 0, 20, 0.9  # steps of this process
         self.batches = {p.scales: 1 for p in size.prefixes}
         self.fitting = {p.scales: p.batch for p in size.prefixes}  # what memory holds
         self.by_prefix = {p.scales: 1e-6 for p in size.prefixes}
@@ -152,7 +153,7 @@ class Training:
 
     def update(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """One step; losses by scale and the norm of the gradient."""
-        batch = self.store.batch(self.batches[prefix.scales], self.size.emoji, PLAN.wrong_captions)
+        batch = self.store.batch(self.batches[prefix.scales], PLAN.wrong_captions)
         with self.precision.autocast():
             losses = batch_losses(self.model, self.vae, batch, prefix, self.whole())
         roots = self.roots[: len(losses)]
@@ -211,7 +212,7 @@ class Training:
             speeds[prefix.scales] = {"batch": size, "images_s": round(size / spent, 1)}
         rest = max(0.0, end - clock.now)
         steps = sum(p.share * rest / seconds[p.scales] for p in self.size.prefixes)
-        self.since, self.warmup = 0, round(min(200, max(10, 0.03 * steps)))
+        self.warmup = round(min(200, max(10, 0.03 * steps)))
         self.decay = 1 - 1 / max(10.0, 0.03 * steps)
         self.log(
             {
@@ -275,7 +276,7 @@ class Training:
     def keep(self) -> None:
         """Remember the parameters as right, if they are."""
         state = self.model.state_dict()
-        if finite(state):
+        if all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point()):
             self.good = copy.deepcopy(state)
 
     def restore(self, state: dict[str, Tensor]) -> None:

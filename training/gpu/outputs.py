@@ -53,25 +53,22 @@ class Outputs:
 
     def save(self, payloads: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write payloads of :data:`KINDS`, and the record with them."""
+        parts = dict(self.record.get("parts", {}))
         for kind, payload in payloads.items():
             buffer = io.BytesIO()
             torch.save(payload, buffer)
-            self._replace(kind, buffer.getvalue(), record)
-
-    def _replace(self, kind: str, data: bytes, record: Mapping[str, Any]) -> None:
-        """Write the parts of one kind; those before it go once the record names the new ones."""
-        parts = dict(self.record.get("parts", {}))
-        turn = 1 - parts.get(kind, {"turn": 1})["turn"]
-        names = []
-        for i, start in enumerate(range(0, len(data), PART)):
-            names.append(f"{kind}.{turn}.{i}")
-            write_atomic(self.folder / names[-1], data[start : start + PART])
-        parts[kind] = {
-            "turn": turn,
-            "files": names,
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
+            data = buffer.getvalue()
+            turn = 1 - parts.get(kind, {"turn": 1})["turn"]
+            names = []
+            for i, start in enumerate(range(0, len(data), PART)):
+                names.append(f"{kind}.{turn}.{i}")
+                write_atomic(self.folder / names[-1], data[start : start + PART])
+            parts[kind] = {
+                "turn": turn,
+                "files": names,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
         self.record = {**record, "parts": parts}
         save_json(self.folder / PROGRESS, self.record)
         known = {name for part in parts.values() for name in part["files"]}

@@ -8,7 +8,6 @@ Shapes: B pictures of side S, M emoji.
 from __future__ import annotations
 
 import io
-import math
 import mmap
 import multiprocessing
 import os
@@ -130,13 +129,13 @@ class Pictures:
         """Scenes (B, 3, S, S) in [-1, 1]."""
         return self.painter(numbers).div_(127.5).sub_(1)
 
-    def batch(self, count: int, share: float) -> Tensor:
-        """``count`` pictures (B, 3, S, S) in [-1, 1] at random, a ``share`` of them emoji."""
-        few = math.floor(share * count + torch.rand(()).item())  # right on average
-        emoji = torch.randint(len(self.emoji), (few,), device=self.device)
-        scenes = torch.randint(len(self.scene_captions), (count - few,), device=self.device)
-        parts = [self.draw_emoji(emoji, as_drawn=False)] if few else []
-        return torch.cat([*parts, self.draw_scenes(scenes)] if few < count else parts)
+    def batch(self, count: int) -> Tensor:
+        """``count`` pictures (B, 3, S, S) in [-1, 1], drawn at random: half of them emoji."""
+        emoji = torch.randint(len(self.emoji), (count - count // 2,), device=self.device)
+        scenes = torch.randint(len(self.scene_captions), (count // 2,), device=self.device)
+        if not len(scenes):
+            return self.draw_emoji(emoji, as_drawn=False)
+        return torch.cat([self.draw_emoji(emoji, as_drawn=False), self.draw_scenes(scenes)])
 
 
 def put_pictures(

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-
-def finite(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds numbers only."""
-    return all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,8 @@ class Precision:
         """Process-wide settings of the libraries."""
         if not self.device.startswith("cuda"):
             return
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape
 

@@ -29,7 +29,7 @@ from .estimate import table
 from .fit import Store, Training, build_model
 from .outputs import SHEETS, Outputs, halved, read_payload
 from .pictures import Pictures, put_pictures, read_emoji
-from .precision import Precision, finite
+from .precision import Precision
 from .sample import sample, sheet, stacked
 from .settings import SIZES
 from .tokenizer import TokenizerTraining
@@ -45,7 +45,7 @@ DRAWN = 0.04  # share of the time that sheets may take, all together
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line. ``since``: when it began; ``again``: after a fault."""
+    """The command line."""
 
     minutes: float
     shard: Path
@@ -55,8 +55,6 @@ class Asked:
     resume: Path | None
     compile: bool
     work: Path
-    since: float = 0.0
-    again: bool = False
 
 
 class Run:
@@ -75,8 +73,7 @@ class Run:
         self.logs: dict[str, list[dict[str, Any]]] = {"tokenizer": [], "transformer": []}
         if self.earlier is not None:
             self.logs = json.loads(self.earlier["logs"])
-        if asked.resume is None or asked.resume.resolve() != asked.out.resolve():
-            self.outputs.clear()  # else what it goes on from is there until there is better
+        self.outputs.clear()
         self.pages: list[Image.Image] = []
         self.save_every = min(SAVE_EVERY, 0.1 * clock.length)
         self.saved_at = self.sheet_at = 0.0
@@ -119,7 +116,8 @@ class Run:
         """
         try:
             if self.asked.compile and self.device.startswith("cuda"):
-                self.start_compiler()
+                self.asked.work.mkdir(parents=True, exist_ok=True)
+                self.compiler = Compiler(self.size, self.device, self.asked.work)
             enough = self.clock.now + self.clock.at(READING)
             emoji, index = read_emoji(self.shard, self.size.pixels, lambda: self.clock.now > enough)
             self.say(f"{len(emoji)} of {len(self.shard.emoji.of(TRAIN))} emoji decoded")
@@ -131,14 +129,6 @@ class Run:
         finally:
             if self.compiler is not None:
                 self.compiler.stop()
-
-    def start_compiler(self) -> None:
-        """Have a child compile; without it blocks stay eager."""
-        try:
-            self.asked.work.mkdir(parents=True, exist_ok=True)
-            self.compiler = Compiler(self.size, self.device, self.asked.work)
-        except OSError as error:
-            self.logger("transformer")({"compiled": False, "why": repr(error)})
 
     def train_tokenizer(self, pictures: Pictures) -> BSQVAE:
         """The tokenizer, trained for its share of the time, or the earlier run's."""
@@ -199,9 +189,9 @@ class Run:
                 self.draw_sheet(training, tokenizer)
             if self.clock.now - self.saved_at > self.save_every:
                 training.keep()
-                self.save_or_say(training, tokenizer)
+                self.save(training, tokenizer)
         self.save(training, tokenizer)
-        self.draw_sheet(training, tokenizer, last=True)
+        self.draw_sheet(training, tokenizer)
         self.save(training, tokenizer)
         self.say(f"done: {training.step} steps, {training.seen} images; {self.asked.out}")
 
@@ -210,15 +200,12 @@ class Run:
         found = None if self.compiler is None else self.compiler.found()
         if found is None:
             return
-        why = found["why"]
-        if found["compiled"]:
-            if any(training.batches[p.scales] != p.batch for p in self.size.prefixes):
-                why = "batches are smaller than was proved"
-            elif found["seconds"] > self.clock.left * (1 - 1 / found["faster"][0]):
-                why = "it takes longer than it saves"
-            else:
-                compile_block(training.model)
-        self.logger("transformer")({**found, "compiled": not why, "why": why})
+        whole = all(training.batches[p.scales] == p.batch for p in self.size.prefixes)
+        if found["compiled"] and whole:
+            compile_block(training.model)
+        elif found["compiled"]:
+            found = {**found, "compiled": False, "why": "batches are smaller than was proved"}
+        self.logger("transformer")(found)
 
     def state(self, tokenizer: BSQVAE, progress: float) -> dict[str, Any]:
         """What every checkpoint holds."""
@@ -248,12 +235,11 @@ class Run:
     def save(self, training: Training, tokenizer: BSQVAE) -> None:
         """A checkpoint: what to go on from, and what ships as it is by now."""
         begin = self.clock.now
-        model, average = (
-            found if finite(found) else training.good
-            for found in (training.model.state_dict(), training.average.state_dict())
-        )
+        average = training.average.state_dict()
+        if not all(bool(t.isfinite().all()) for t in average.values() if t.is_floating_point()):
+            average = training.good
         state = self.state(tokenizer, 1.0) | {
-            "model": halved(model),
+            "model": halved(training.model.state_dict()),
             "step": training.step,
             "seen": training.seen,
             "spent": training.spent,
@@ -269,26 +255,14 @@ class Run:
         self.saved_at = self.clock.now
         self.save_seconds = self.saved_at - begin
 
-    def save_or_say(self, training: Training, tokenizer: BSQVAE) -> None:
-        """A checkpoint; if the disk has a fault the one before is kept, and training goes on."""
-        try:
-            self.save(training, tokenizer)
-        except OSError as error:
-            self.saved_at = self.clock.now
-            self.say(f"no checkpoint: {error!r}")
-
-    def draw_sheet(self, training: Training, tokenizer: BSQVAE, last: bool = False) -> None:
-        """Add a sheet of samples; a fault here costs the sheet, not the run.
-
-        The ``last`` one comes with how many scenes pass, on a GPU.
-        """
+    def draw_sheet(self, training: Training, tokenizer: BSQVAE) -> None:
+        """Add a sheet of samples; a fault here costs the sheet, not the run."""
         self.sheet_at = self.clock.now
         longest = self.size.prefixes[-1]
         step = training.by_prefix[longest.scales] / max(1, training.taken[longest.scales])
         one = 2.5 * step / training.batches[longest.scales]  # two branches, every prefix again
         count = int(min(SHEET, max(1, DRAWN * self.clock.length / 4 / max(one, 1e-6))))
-        left = self.clock.left - 2 * self.save_seconds
-        if one > max(0.0, left):
+        if one > max(0.0, self.clock.left - 2 * self.save_seconds):
             self.say("no time left for a sheet of samples")
             return
         try:
@@ -300,7 +274,7 @@ class Run:
             self.pages.append(sheet(images, prompts, title))
             stacked(self.pages).save(self.asked.out / SHEETS, quality=85)
             found: dict[str, object] = {"sheet": count}
-            if last and self.device.startswith("cuda") and JUDGED * one < left / 2:
+            if self.device.startswith("cuda"):
                 asked = [t for kind, t in suite_prompts(JUDGED, seed=3) if kind != UNSEEN]
                 with self.precision.autocast():
                     drawn = sample(model, tokenizer, asked).float().cpu()

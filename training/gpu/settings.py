@@ -41,7 +41,6 @@ class Size:
         decoder_blocks: of a level of its decoder.
         prefixes: what the transformer trains on.
         tokenizer_batch: pictures a step; four times as many crops.
-        emoji: share of the pictures that are emoji.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Size:
     decoder_blocks: int
     prefixes: tuple[Prefix, ...]
     tokenizer_batch: int
-    emoji: float = 0.5
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -6,7 +6,6 @@ tokens stay what they are, and the decoder learns to read them.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from stagevar_runtime.families.tokenizers.bsq_vae import BSQVAE
 from ..scenes.tokenizer import rebuild
 from .clock import Clock
 from .pictures import Pictures
-from .precision import Precision, finite
+from .precision import Precision
 from .settings import Size
 
 Log = Callable[[dict[str, object]], None]
@@ -55,22 +54,20 @@ class TokenizerTraining:
         self.model = BSQVAE(size.tokenizer()).to(device, memory_format=torch.channels_last)
         self.model.train()
         self.batch = 1
-        self.step, self.progress, self.slower = 0, 0.0, 1.0
+        self.step, self.progress = 0, 0.0
         parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, foreach=True
         )
-        self.good = copy.deepcopy(self.model.state_dict())
 
     def update(self, pictures: Pictures) -> dict[str, Tensor]:
         """One step; L1 and how far features are off the codes."""
         plan, model = self.plan, self.model
         crops = self.progress < plan.crops
-        image = pictures.batch(self.batch * (4 if crops else 1), self.size.emoji)
+        image = pictures.batch(self.batch * (4 if crops else 1))
         image = (cropped(image) if crops else image).contiguous(memory_format=torch.channels_last)
         model.encoder.requires_grad_(self.progress < plan.settled)
-        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 0.02)
-        rate *= self.slower * plan.learning_rate
+        rate = plan.learning_rate * max(0.5 * (1 + math.cos(math.pi * self.progress)), 0.02)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / plan.warmup)
         with self.precision.autocast():
@@ -110,21 +107,8 @@ class TokenizerTraining:
                 values = {name: round(value.item(), 5) for name, value in found.items()}
                 shown = {"step": self.step, "progress": round(self.progress, 3)}
                 log({**shown, "batch": self.batch, **values})
-                self.keep_or_restore(log)
             yield found
-        self.keep_or_restore(log)
         self.progress = 1.0
-
-    def keep_or_restore(self, log: Log) -> None:
-        """Remember the parameters; go back to what was last right if they are no numbers."""
-        state = self.model.state_dict()
-        if finite(state):
-            self.good = copy.deepcopy(state)
-            return
-        self.slower *= 0.5
-        self.model.load_state_dict(self.good)
-        self.optimizer.state.clear()
-        log({"step": self.step, "why": "no number: back, at half the learning rate"})
 
     def ready(self) -> BSQVAE:
         """The tokenizer for inference, its weights rounded to what is shipped."""

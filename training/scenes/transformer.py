@@ -83,12 +83,11 @@ def importance(features: Tensor, sizes: Sizes, plain: float = 0.2) -> Tensor:
     """
     median = features.flatten(2).median(2).values[:, :, None, None]
     far = (features - median).square().sum(1, keepdim=True)
-    far = far / far.mean((2, 3), keepdim=True).clamp_min(1e-6)  # a picture may be plain
+    far = far / far.mean((2, 3), keepdim=True)
     parts = []
     for h, w in sizes:
         grid = F.interpolate(far, size=(h, w), mode="area").flatten(1)
-        grid = grid / grid.mean(1, keepdim=True).clamp_min(1e-6)
-        parts.append(plain + (1 - plain) * grid)
+        parts.append(plain + (1 - plain) * grid / grid.mean(1, keepdim=True))
     return torch.cat(parts, 1)
 
 
@@ -199,7 +198,6 @@ def run_block(
     scale = sa.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
     q = rotate_pairs(F.normalize(q, dim=-1) * scale, rotation)
     k = rotate_pairs(F.normalize(k, dim=-1), rotation)
-    q, k = q.to(v.dtype), k.to(v.dtype)  # once, not for every segment, where products are bfloat16
     attended = [
         F.scaled_dot_product_attention(
             q[:, :, a:b], k[:, :, :b], v[:, :, :b], attn_mask=seen, scale=1.0

@@ -20,6 +20,7 @@ from stagevar_probe.measure.costs import cost_plans
 from stagevar_probe.measure.interventions import Intervention, SearchSpace, run_chunk
 from stagevar_runtime import Pipeline, load
 from stagevar_runtime.families import var
+from stagevar_runtime.families.parts import codebook
 from stagevar_runtime.loop.plan import Plan
 from stagevar_runtime.model.protocol import GPU_TILE, tile_on
 from stagevar_runtime.profile import PlanStep, TokenOption, load_profile, write_profile
@@ -40,7 +41,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
         seen.append((scale.index, x.shape[1]))
         return run(self, state, scale, x, *rest)
 
-    monkeypatch.setattr(var, "tile_on", lambda device: tile_on(type("Gpu", (), {"type": "cuda"})))
+    gpu = type("Gpu", (), {"type": "cuda"})
+    monkeypatch.setattr(codebook, "tile_on", lambda device: tile_on(gpu))
     monkeypatch.setattr(var.VAR, "run", watched)
     yield seen
 

@@ -22,7 +22,7 @@ from stagevar_probe.commands.options import ModelOptions
 from stagevar_probe.evaluate.evaluation import suite_inputs
 from stagevar_probe.evaluate.suites import find_suite
 from stagevar_probe.measure.figures import Figures
-from stagevar_probe.measure.hardware import hardware
+from stagevar_probe.measure.hardware import dtype_name, hardware
 from stagevar_probe.measure.measurements import load_measurements
 from stagevar_probe.validate.run import validate
 from stagevar_runtime.loop.plan import EXACT, plan_for
@@ -107,7 +107,7 @@ def main() -> None:
         "time": asked.time,
         "suite": asked.suite,
         "batch": options.batch,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model),
         "hardware": hardware(model),
         "rows": rows,
     }

@@ -221,10 +221,10 @@ class CalibrationJob:
         if proof is None or not proof.pieces:  # interrupted before
             proof = Proof(self.runner, raced)
             proof.adopt_race()
-        best, found = proof.best(), proof.chosen()
+        best = proof.best()
         chosen: dict[str, Steps] = {name: () for name in ("quality", "balanced", "fast")}
         of: dict[str, str] = dict.fromkeys(chosen, EXACT)
-        for name, candidate in found.items():
+        for name, candidate in proof.chosen(best).items():
             if candidate is not None:
                 chosen[name], of[name] = candidate.steps, candidate.name
         races = self.runner.figures(raced.pieces, raced.plans)

@@ -255,10 +255,11 @@ class Proof:
         seems = float(np.concatenate(both).mean()) <= self.budgets[0].max_loss
         return found is not None and found.keeps and (seems or found.verdict is True)
 
-    def chosen(self) -> dict[str, Finalist | Candidate | None]:
-        """What every plan of the profile is; none: the exact path. None is slower than a gentler
-        one: where a race of few inputs says so, they are one plan."""
-        best = self.best()
+    def chosen(self, best: Finalist | None) -> dict[str, Finalist | Candidate | None]:
+        """What every plan of the profile is, ``best`` being ``balanced``; none: the exact path.
+
+        None is slower than a gentler one: where a race of few inputs says so, they are one plan.
+        """
         out: dict[str, Finalist | Candidate | None] = {**self.beside, "balanced": best}
         gentle, fast = self.beside["quality"], self.beside["fast"]
         if best is not None:

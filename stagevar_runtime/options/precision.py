@@ -83,7 +83,7 @@ class Precisions:
             return f"not {kind}: {why}"
         if self.emulate:
             return f"{kind} emulated"
-        seven = kind == "int8" and not self._native(kind) and weight_levels() == SEVEN_BITS
+        seven = kind == "int8" and weight_levels() == SEVEN_BITS
         return "int8, weights in 7 bits" if seven else kind
 
     def at(

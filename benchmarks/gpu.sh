@@ -27,7 +27,7 @@ STEPS="${STEPS:-tests kernels 2b d30 calibrate 8b}"
 FASHION=checkpoints/fashion/var_fashion.pth
 if [ "${DRY:-0}" = 1 ]; then
     LARGE=infinity-trial LARGER=infinity-trial SMALL=var-trial FASHION="$FASHION --dry-run"
-    DEVICE="--device cpu --dtype bfloat16 --repeats 1 --seconds 0"
+    DEVICE="--device cpu --dtype float32 --repeats 1 --seconds 0"  # some emulate bfloat16
 else
     LARGE=infinity-2b LARGER=infinity-8b SMALL=var-d30
     DEVICE="--device cuda --dtype bfloat16 --repeats ${REPEATS:-7}"

@@ -58,7 +58,7 @@ class JobDescription:
     architecture: str
     weights: str
     tokenizer: str | None = None
-    classes: int = 0
+    classes: int | None = None
     schedule_name: str
     scales: tuple[ScaleSize, ...]
     groups: tuple[tuple[int, int], ...]
@@ -85,7 +85,9 @@ class JobDescription:
 
     def dump(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: x for name, x in asdict(self).items() if x or name not in SPARED}
+        return {
+            name: x for name, x in asdict(self).items() if x not in (None, ()) or name not in SPARED
+        }
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> JobDescription:

@@ -66,11 +66,12 @@ class Measurements(PerImage):
         try:
             if not data["smooth"].get(EXACT):
                 raise ValueError("nothing about the exact path")
+            job = JobDescription.parse(data["job"])
             interventions = [Intervention(**intervention) for intervention in data["arms"]]
             check_document(data, interventions)
             return cls(
                 **parse_tables(data),
-                job=JobDescription.parse(data["job"]),
+                job=job,
                 space=_parse_space(data["menu"]),
                 interventions=interventions,
                 costs=None if data["costs"] is None else Costs.parse(data["costs"]),

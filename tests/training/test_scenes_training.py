@@ -216,8 +216,8 @@ def test_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:
             seen.append,
         )
 
-    run(0.03)
-    run(0.045)
+    run(0.1)
+    run(0.15)
     steps = [record["step"] for record in seen]
     assert steps == sorted(set(steps)) and len(steps) >= 2
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.05
